@@ -1,0 +1,62 @@
+# `make demo` and `make test` do all of their own set-up in .venv; nothing else needs to be installed first
+# than CPython >= 3.10 (on Debian: python3 and python3-venv). Another Python: `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NBVAL  := --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 120
+# One pytest run for tests and notebooks: `make test ARGS="-k rules -x"` passes options to it.
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-browser coverage bench lint format notebooks clean
+
+help:            ## show this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
+
+# Stamp files: a second call installs nothing; a change of what is installed does.
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "saliency_lrp needs CPython >= 3.10; $(PYTHON) is older. Name one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/pyvenv.cfg setup.py pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) -e ".[test,dev]"
+	@touch $@
+
+venv: $(VENV)/.dev            ## make .venv with everything that tests and tools need
+
+demo: $(VENV)/.runtime            ## explain real images; writes build/demo/
+	$(BIN)/python -m saliency_lrp --demo --out build/demo
+
+test: $(VENV)/.dev            ## run every test, notebooks included
+	$(BIN)/python -m pytest $(NBVAL) $(ARGS) tests notebooks
+
+test-browser: $(VENV)/.dev            ## run only the tests in a real browser (Debian: apt-get install chromium)
+	SALIENCY_LRP_REQUIRE=browser $(BIN)/python -m pytest -m browser $(ARGS) tests
+
+notebooks: $(VENV)/.dev            ## run only the notebooks
+	$(BIN)/python -m pytest $(NBVAL) $(ARGS) notebooks
+
+coverage: $(VENV)/.dev            ## model coverage: which torchvision and timm models can be explained
+	$(BIN)/python benchmarks/coverage.py
+
+bench: $(VENV)/.dev            ## time one map against one plain gradient
+	$(BIN)/python benchmarks/speed.py
+
+lint: $(VENV)/.dev            ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev            ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:            ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,72 @@
+"""Package metadata of saliency_lrp."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+RUNTIME = [
+    "torch>=2.4",
+    "numpy",
+    "matplotlib",
+    "Pillow",
+    "ipywidgets>=8",
+    "anywidget",
+    "captum>=0.7",  # every method that is not LRP
+    "tqdm",
+    "wrapt",  # post-import hook on TensorWatch
+    "safetensors",  # weights of the demo model
+    "scikit-image",  # superpixels of LIME, textures of the demo images
+    "scikit-learn",  # digits of the demo images; TensorWatch imports it without declaring it
+    # TensorWatch imports the next two without declaring them.
+    "tensorwatch>=0.9",
+    "tornado",
+    "pandas",
+]
+VISION = ["torchvision", "timm"]
+EVALUATION = ["quantus"]
+TEST = [
+    *VISION,
+    *EVALUATION,
+    "pytest",
+    "pytest-benchmark",
+    "pytest-timeout",
+    "hypothesis",
+    "nbval",
+    "ipykernel",
+    "jupyterlab",
+    "nbconvert",
+    "playwright",
+    "transformers",
+    "einops",
+    "zennit",  # a peer to compare with, never a runtime dependency
+]
+SCALE = ["ray[data]", "zarr"]
+DEV = [*TEST, "ruff", "coverage"]
+
+setup(
+    name="saliency-lrp",
+    version="0.1.0",
+    description="Layer-wise relevance propagation for any PyTorch model, in TensorWatch and Jupyter",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    author="The saliency_lrp developers",
+    keywords="explainability, saliency, LRP, layer-wise relevance propagation, attribution, Jupyter, TensorWatch",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: Jupyter",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.10",
+    packages=find_packages(include=["saliency_lrp", "saliency_lrp.*"]),
+    package_data={"saliency_lrp": ["data/*"]},
+    install_requires=RUNTIME,
+    extras_require={"vision": VISION, "evaluation": EVALUATION, "test": TEST, "scale": SCALE, "dev": DEV},
+    entry_points={"console_scripts": ["saliency-lrp = saliency_lrp.cli:main"]},
+    zip_safe=False,
+)

@@ -1,0 +1,40 @@
+"""What every test shares: fixed seeds, few threads, and markers that say why a test cannot run here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+matplotlib.use("Agg")
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+def find_chromium() -> str | None:
+    """Path of a Chromium on this machine, or None."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what this machine cannot run, unless SALIENCY_LRP_REQUIRE names it: then it runs, and fails."""
+    required = os.environ.get("SALIENCY_LRP_REQUIRE", "").split(",")
+    missing = {
+        "cuda": None if torch.cuda.is_available() else "no CUDA device on this machine",
+        "browser": None if find_chromium() else "no Chromium on this machine (Debian: apt-get install chromium)",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and marker not in required and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
