@@ -143,7 +143,7 @@ def _check_shapes(t: dict[str, torch.Tensor]) -> None:
 
 def _check_numbers(bias_nb_units: int, eps: float, bias_factor: float) -> None:
     if not bias_nb_units > 0:
-        raise InputError(f"bias_nb_units, the inputs that share the bias, must be positive; got {bias_nb_units!r}.")
+        raise InputError(f"bias_nb_units (inputs sharing the bias) must be positive, got {bias_nb_units!r}.")
     if not (eps >= 0 and math.isfinite(eps)):
         raise InputError(f"eps must be finite and not negative, got {eps!r}.")
     if not math.isfinite(bias_factor):
