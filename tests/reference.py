@@ -206,3 +206,20 @@ def relevance(
     parts = RULES[rule](m, flat_x, **args)
     padded = sum(redistribute(part, m.wired, flat_R, eps, bias, drop_zero) for part in parts)
     return torch.from_numpy(padded @ m.pad).reshape(x.shape)
+
+
+def well_conditioned(
+    rule: str, layer: nn.Module, x: torch.Tensor, bias: str = "keep", margin: float = 0.05, **args: object
+) -> torch.Tensor:
+    """Where an output's denominators are not the small difference of large contributions (float64 tells nothing
+    about a lower precision elsewhere: rounding there decides the sign). 1 or 0, shaped like ``layer(x)``."""
+    m = matrix_of(layer, tuple(x.shape[1:]))
+    flat_x = x.detach().double().reshape(len(x), -1).numpy() @ m.pad.T
+    good = np.ones((len(x), len(m.weights)), dtype=bool)
+    for part in [*RULES[rule](m, flat_x, **args), *epsilon(m, flat_x)]:
+        b = np.zeros(len(m.weights)) if part.bias is None or bias == "zero" else part.bias
+        size = np.abs(part.contributions).sum(-1) + np.abs(b)
+        good &= (np.abs(part.contributions.sum(-1) + b) >= margin * size) & (size > 0)
+    with torch.no_grad():
+        shape = copy.deepcopy(layer).double()(x.detach().double()).shape
+    return torch.from_numpy(good).to(x.dtype).reshape(shape)
