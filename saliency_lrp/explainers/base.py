@@ -1,0 +1,282 @@
+"""What every explainer has in common: the question asked of the model, and the frame around it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .untouched import untouched
+
+Target = int | Tensor | Sequence[int] | Callable[[Any], Tensor] | None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take the user's model out of ``DataParallel`` and ``torch.compile`` wrappers."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        else:
+            return model
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return ".quantized" in type(module).__module__ and not list(module.children())
+
+
+def check_model(model: object) -> None:
+    """Refuse a model that cannot be explained.
+
+    Raises
+    ------
+    InputError
+        For something other than an ``nn.Module``, TorchScript, quantised models, and models
+        without values (on the ``meta`` device).
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "TorchScript models hide their operations and cannot be explained: pass the Python model "
+            "that was scripted or traced."
+        )
+    if any(_is_quantised(module) for module in model.modules()):
+        raise InputError(
+            "quantised models have no gradients and cannot be explained: pass the float model that "
+            "was quantised."
+        )
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError(
+            "the model is on the 'meta' device and has no values: load its weights first, for example "
+            "by model.to_empty(device='cpu') and model.load_state_dict(...)."
+        )
+
+
+def check_input(inp: object, what: str = "the input") -> None:
+    """Refuse an input tensor that cannot be explained (type, dtype, NaN, inf)."""
+    if not isinstance(inp, Tensor):
+        raise InputError(f"{what} must be a torch.Tensor with a batch dimension, not {type(inp).__name__}.")
+    if not inp.is_floating_point():
+        raise InputError(f"{what} must be a floating point tensor, not {inp.dtype}: call .float() on it.")
+    if inp.ndim < 2:
+        raise InputError(f"{what} needs a batch dimension, its shape is {tuple(inp.shape)}.")
+    if not torch.isfinite(inp).all():
+        bad = int((~torch.isfinite(inp)).sum())
+        raise InputError(f"{what} has {bad} NaN or infinite values: clean it before explaining it.")
+
+
+def first_conv(model: nn.Module) -> nn.Module | None:
+    """The first convolution in registration order, or None."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return next((module for module in model.modules() if isinstance(module, kinds)), None)
+
+
+def run_model(model: nn.Module, x: Tensor) -> Any:
+    """Run the model; say which shape it could not take if it raises."""
+    try:
+        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+            # Autograd cannot save tensors made under inference_mode: run on normal copies.
+            state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
+            return torch.func.functional_call(model, state, (x,))
+        return model(x)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        if isinstance(error, (InputError, torch.OutOfMemoryError)):
+            raise
+        conv = first_conv(model)
+        hint = ""
+        if conv is not None and x.ndim > 1 and x.shape[1] != conv.in_channels:
+            hint = f" Its first convolution takes {conv.in_channels} channels, the input has {x.shape[1]}."
+        raise InputError(
+            f"{type(model).__name__} could not run on an input of shape {tuple(x.shape)}.{hint} "
+            f"It said: {error}"
+        ) from error
+
+
+def class_scores(output: Any) -> Tensor:
+    """The (N, C) score tensor in a model's output (the tensor itself, or its ``logits``)."""
+    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(output).__name__
+        raise InputError(
+            f"the model's output should be class scores of shape (N, C) but is {shape}: say what to "
+            "explain by label=callable, a function of the output that returns one number per item, "
+            "for example label=lambda out: out[:, 3].mean((1, 2))."
+        )
+    return scores
+
+
+def check_output(scores: Tensor) -> None:
+    """Refuse NaN and inf in what the model said."""
+    if not torch.isfinite(scores).all():
+        raise InputError(
+            "the model's output has NaN or infinite values, so that nothing can be explained: check its "
+            "weights and the scale of the input."
+        )
+
+
+def _as_indices(label: Any) -> list[int]:
+    if isinstance(label, Tensor):
+        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool or label.ndim > 1:
+            raise InputError(
+                f"label should hold class indices, an integer tensor of 0 or 1 dimensions, not "
+                f"{label.dtype} of shape {tuple(label.shape)}."
+            )
+        return label.reshape(-1).tolist()
+    items = label if isinstance(label, Sequence) or hasattr(label, "__array__") else [label]
+    try:
+        items = list(items)
+    except TypeError:
+        items = [items]  # a NumPy scalar
+    if any(isinstance(item, bool) for item in items) or isinstance(label, str):
+        raise InputError(f"label {label!r} is not a class index.")
+    try:
+        return [operator.index(item) for item in items]
+    except TypeError as error:
+        raise InputError(
+            f"label {label!r} is not a class index: give an int, one int per item, a tensor of them, "
+            "None for the highest score, or a callable of the model's output."
+        ) from error
+
+
+def resolve_target(scores: Tensor, label: Target) -> Tensor:
+    """Turn any kind of label into one class index per item of the batch.
+
+    Parameters
+    ----------
+    scores : Tensor
+        (N, C) class scores.
+    label : int, Tensor, sequence of int or None
+        None picks the highest score, the first one on ties.
+
+    Returns
+    -------
+    Tensor
+        (N,) int64 on the device of `scores`.
+
+    Raises
+    ------
+    InputError
+        If a label is no index, out of range, or there are not 1 or N of them.
+    """
+    n, classes = scores.shape
+    if label is None:
+        positions = torch.arange(classes, device=scores.device).expand(n, classes)
+        at_maximum = scores == scores.amax(1, keepdim=True)
+        return torch.where(at_maximum, positions, classes).amin(1)
+    indices = _as_indices(label)
+    if len(indices) not in (1, n):
+        raise InputError(f"{len(indices)} labels were given for a batch of {n}: give one, or one per item.")
+    for index in indices:
+        if not 0 <= index < classes:
+            raise InputError(
+                f"label {index} is out of range: the model has {classes} classes, 0 to {classes - 1}."
+            )
+    return torch.tensor(indices, device=scores.device).expand(n)
+
+
+class Question:
+    """Which number of the model's output is to be explained.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, already unwrapped.
+    label : int, Tensor, sequence of int, callable or None
+        A class per item, or a function of the output that returns one number per item.
+    """
+
+    def __init__(self, model: nn.Module, label: Target = None) -> None:
+        self.model = model
+        self.label = label
+        self.target: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What captum calls: (N, C) class scores, or (N,) for a callable label."""
+        output = run_model(self.model, x.clone())  # a model may write into its input
+        if not callable(self.label):
+            return class_scores(output)
+        scores = self.label(output)
+        if not isinstance(scores, Tensor) or scores.shape != (x.shape[0],):
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise InputError(
+                f"label=callable should return one number per item, a tensor of shape ({x.shape[0]},), "
+                f"not {shape}."
+            )
+        return scores
+
+    def score(self, x: Tensor) -> Tensor:
+        """The explained number of every item, (N,); the first call settles the target."""
+        scores = self.forward(x)
+        if self.target is None:
+            check_output(scores)
+        if callable(self.label):
+            self.target = torch.zeros(x.shape[0], dtype=torch.long)
+            return scores
+        if self.target is None:
+            self.target = resolve_target(scores, self.label)
+        return scores.gather(1, self.target[:, None])[:, 0]
+
+    def settle(self, x: Tensor) -> Tensor | None:
+        """Settle the target by one forward pass; returns it as captum wants it."""
+        with torch.no_grad():
+            self.score(x)
+        return None if callable(self.label) else self.target
+
+
+class Explainer:
+    """Base of the methods: checks, the frame that protects the model, and the final look.
+
+    A method implements :meth:`attribute`. Its options are the keyword parameters of its
+    ``__init__`` after `model`.
+    """
+
+    #: whether results depend on random numbers, so that ``seed=<int>`` matters
+    random = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrap(model)
+        check_model(self.model)
+
+    def attribute(self, x: Tensor, question: Question) -> Tensor:
+        """Attribution of the asked score to `x`, like `x`. The model is protected here."""
+        raise NotImplementedError
+
+    def explain(self, inp: Tensor, ind: Target = None, raw_inp: object = None) -> Tensor:
+        """Explain the model's output for a batch.
+
+        Parameters
+        ----------
+        inp : Tensor
+            (N, ...) floating point input, on the model's device.
+        ind : int, Tensor, sequence of int, callable or None
+            What to explain: a class for all, one per item, a function of the output that returns
+            one number per item, or the highest score of each item.
+        raw_inp : object
+            Not used; TensorWatch passes the image here.
+
+        Returns
+        -------
+        Tensor
+            Signed (where the method is), same shape, dtype and device as `inp`.
+
+        Raises
+        ------
+        InputError
+            For input, label, or output that cannot be explained, and for maps that are not finite.
+        """
+        check_input(inp)
+        if inp.shape[0] == 0:
+            return torch.zeros_like(inp)
+        with untouched(self.model):
+            x = inp.detach().clone()
+            result = self.attribute(x, Question(self.model, ind))
+        result = result.detach().to(inp)
+        if not torch.isfinite(result).all():
+            raise InputError(f"{type(self).__name__} produced NaN or infinite values for this model and input.")
+        return result

@@ -1,0 +1,85 @@
+"""How many samples fit in one pass, and a progress bar over the passes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+# Larger batches bring nothing on a CPU and only cost cache misses.
+_MOST = {"cpu": 32, "cuda": 256}
+_CPU_BUDGET = 1 << 30
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return _CPU_BUDGET
+    return min(free // 4, _CPU_BUDGET)
+
+
+@contextmanager
+def _activation_bytes(model: nn.Module) -> Iterator[list[int]]:
+    """Collect the sizes of the outputs of all leaf modules."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    handles = [m.register_forward_hook(note) for m in model.modules() if not list(m.children())]
+    try:
+        yield sizes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def samples_per_pass(model: nn.Module, x: Tensor, run: Callable[[Tensor], object], gradient: bool) -> int:
+    """How many samples like those of `x` go through the model at once.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    x : Tensor
+        (N, ...) input; `run` is called once on it, without gradients.
+    run : callable
+        Runs the model on a tensor like `x`.
+    gradient : bool
+        Whether all activations are kept for a backward pass, or only the largest few live.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    with _activation_bytes(model) as sizes, torch.no_grad():
+        run(x)
+    sizes.append(x.numel() * x.element_size())
+    per_sample = (3 * sum(sizes) if gradient else 6 * max(sizes)) / x.shape[0]
+    fitting = int(_free_bytes(x.device) / max(per_sample, 1))
+    return max(1, min(fitting, _MOST.get(x.device.type, 64)))
+
+
+@contextmanager
+def progress(forward: Callable[[Tensor], Tensor], total: int, title: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Wrap `forward` so that a bar counts the samples that went through it.
+
+    The bar appears on standard error after one second and goes away when done.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, unit="pass", delay=1.0, leave=False) as bar:
+
+        def counted(x: Tensor) -> Tensor:
+            output = forward(x)
+            bar.update(min(x.shape[0], total - bar.n))
+            return output
+
+        yield counted

@@ -1,0 +1,185 @@
+"""Class activation maps: where the last spatial features speak for the class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError, unknown_name
+from .base import Explainer, Question
+from .registry import register_explainer
+
+# Class and register tokens stand in front of the patch tokens of vision transformers.
+_MOST_EXTRA_TOKENS = 8
+# A grid counts as the image's own if its sides are in the image's proportion, up to rounding.
+_PROPORTION_TOLERANCE = 0.25
+
+
+@dataclass
+class FeatureMap:
+    """A tensor that a module returned or took, read as features on a grid over the image."""
+
+    path: str
+    module: nn.Module
+    tensor: Tensor
+    layout: str  # "channels_first", "channels_last" or "tokens"
+    grid: tuple[int, int]
+
+    def spatial(self, tensor: Tensor) -> Tensor:
+        """`tensor`, shaped like ours, as (N, C, h, w)."""
+        if self.layout == "channels_first":
+            return tensor
+        if self.layout == "channels_last":
+            return tensor.movedim(-1, 1)
+        h, w = self.grid
+        return tensor[:, tensor.shape[1] - h * w :].movedim(-1, 1).unflatten(-1, (h, w))
+
+
+def _is_grid(h: int, w: int, image: tuple[int, int]) -> bool:
+    height, width = image
+    if not (1 < h <= height and 1 < w <= width):
+        return False
+    return abs(h / w * width / height - 1) <= _PROPORTION_TOLERANCE or abs(h - w * height / width) <= 1
+
+
+def _token_grid(length: int, image: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of the patch tokens in a sequence of `length`; extra tokens come first."""
+    for extra in range(min(_MOST_EXTRA_TOKENS, length - 4) + 1):
+        patches = length - extra
+        rows = round((patches * image[0] / image[1]) ** 0.5)
+        if rows > 1 and patches % rows == 0 and _is_grid(rows, patches // rows, image):
+            return rows, patches // rows
+    return None
+
+
+def read_feature_map(path: str, module: nn.Module, tensor: object, x: Tensor) -> FeatureMap | None:
+    """Read a tensor as features on a grid over the image `x`; None where it is no such thing."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or len(tensor) != len(x):
+        return None
+    image = (x.shape[2], x.shape[3])
+    if tensor.ndim == 4 and _is_grid(*tensor.shape[2:], image):
+        return FeatureMap(path, module, tensor, "channels_first", tuple(tensor.shape[2:]))
+    if tensor.ndim == 4 and _is_grid(*tensor.shape[1:3], image):
+        return FeatureMap(path, module, tensor, "channels_last", tuple(tensor.shape[1:3]))
+    if tensor.ndim == 3 and (grid := _token_grid(tensor.shape[1], image)):
+        return FeatureMap(path, module, tensor, "tokens", grid)
+    return None
+
+
+@contextmanager
+def _watched(model: nn.Module, x: Tensor, only: nn.Module | None) -> Iterator[list[FeatureMap]]:
+    """Collect the feature maps of one forward pass, in the order in which they are finished."""
+    found: list[FeatureMap] = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def note(module: nn.Module, args: tuple, output: object) -> None:
+        seen = read_feature_map(names[module], module, output, x)
+        if seen is None and only is not None:
+            # A pooling layer was named: the features are what goes into it.
+            seen = read_feature_map(names[module], module, args[0] if args else None, x)
+        if seen is not None:
+            found.append(seen)
+
+    handles = [m.register_forward_hook(note) for m in ([only] if only is not None else names)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _not_attention(maps: list[FeatureMap]) -> list[FeatureMap]:
+    """Leave out attention matrices (tokens by tokens) and the layers inside a transformer block."""
+    lengths = {m.tensor.shape[1] for m in maps if m.layout == "tokens"}
+    if not lengths:
+        return maps
+    inner = (nn.Linear, nn.Dropout, nn.Conv1d)
+    return [
+        m
+        for m in maps
+        if not (m.layout == "channels_first" and m.grid[0] == m.grid[1] and m.grid[0] in lengths)
+        and not (m.layout == "tokens" and isinstance(m.module, inner))
+    ]
+
+
+def find_layer(model: nn.Module, layer_path: str | Sequence[str]) -> nn.Module:
+    """The module at a dotted name or at TensorWatch's list of names.
+
+    Raises
+    ------
+    UnknownNameError
+        With the nearest module name.
+    """
+    name = layer_path if isinstance(layer_path, str) else ".".join(map(str, layer_path))
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        raise unknown_name("layer_path", name, [n for n in modules if n])
+    return modules[name]
+
+
+def class_activation(
+    model: nn.Module, x: Tensor, question: Question, layer_path: str | Sequence[str] | None, relu: bool
+) -> Tensor:
+    """Grad-CAM of every item, (N, 1, h, w) on the grid of the layer.
+
+    Without `layer_path` the layer is the last one with a spatial map on which the score depends
+    at every place (the last block of a vision transformer passes on nothing but the class token).
+    """
+    if x.ndim != 4:
+        raise InputError(f"gradcam works on images of shape (N, C, H, W), not {tuple(x.shape)}.")
+    only = None if layer_path is None else find_layer(model, layer_path)
+    x = x.detach().clone().requires_grad_()
+    with _watched(model, x, only) as found:
+        score = question.score(x)
+    maps = [m for m in _not_attention(found) if m.tensor.requires_grad]
+    if not maps:
+        where = "no layer of the model has" if only is None else f"the layer {layer_path!r} does not have"
+        raise InputError(f"gradcam found no feature map: {where} spatial features larger than 1x1.")
+    gradients = torch.autograd.grad(score.sum(), [m.tensor for m in maps], allow_unused=True)
+    for m, gradient in zip(reversed(maps), reversed(gradients), strict=True):
+        if gradient is None:
+            continue
+        gradient = m.spatial(gradient)
+        if only is not None or gradient.abs().sum((0, 1)).count_nonzero() > 1:
+            weights = gradient.mean((2, 3), keepdim=True)
+            cam = (weights * m.spatial(m.tensor.detach())).sum(1, keepdim=True)
+            return cam.clamp_min(0) if relu else cam
+    raise InputError("gradcam found no spatial features on which the score depends.")
+
+
+def spread(cam: Tensor, x: Tensor) -> Tensor:
+    """Enlarge (N, 1, h, w) to the input's size and share it among the channels, whose sum is the map."""
+    large = F.interpolate(cam, size=x.shape[2:], mode="bilinear", align_corners=False)
+    return (large / x.shape[1]).expand_as(x)
+
+
+@register_explainer("gradcam")
+class GradCam(Explainer):
+    """Grad-CAM (Selvaraju et al. 2017): feature maps weighted by their mean gradient, positive part.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    layer_path : str or sequence of str, optional
+        The layer, by dotted name (``"layer4.1"``) or TensorWatch's list of names. A pooling layer
+        without spatial output stands for its input. Default: found by one forward pass.
+    relu : bool
+        Keep only what speaks for the class, as the paper does.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer_path: str | Sequence[str] | None = None, relu: bool = True
+    ) -> None:
+        super().__init__(model)
+        if layer_path is not None:
+            find_layer(self.model, layer_path)
+        self.layer_path = layer_path
+        self.relu = relu
+
+    def attribute(self, x: Tensor, question: Question) -> Tensor:
+        return spread(class_activation(self.model, x, question, self.layer_path, self.relu), x)

@@ -1,0 +1,208 @@
+"""Methods that change parts of the input and watch the score: occlusion, ablation, LIME."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .base import Explainer, Question
+from .batching import progress, samples_per_pass
+from .gradient import RandomExplainer, baseline_like
+from .registry import register_explainer
+
+# An input of 224 pixels gets windows of 16; smaller and larger ones in proportion, but never below 4.
+_WINDOWS_PER_SIDE = 14
+_SMALLEST_WINDOW = 4
+
+
+def default_window(sides: tuple[int, ...]) -> int:
+    """Side of an occlusion window for an input with these spatial sides."""
+    return min(*sides, max(_SMALLEST_WINDOW, round(min(sides) / _WINDOWS_PER_SIDE)), max(sides))
+
+
+def _spatial(x: Tensor, method: str) -> tuple[int, ...]:
+    if x.ndim < 3:
+        raise InputError(f"{method} needs an input of shape (N, C, ...) with spatial sides, not {tuple(x.shape)}.")
+    return tuple(x.shape[2:])
+
+
+@register_explainer("occlusion")
+class Occlusion(Explainer):
+    """Drop of the score when a window is replaced by a baseline (Zeiler and Fergus 2013).
+
+    Every pixel gets the mean drop of the windows over it. Positive: the score needs the pixel.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    window : int, optional
+        Side of the window in input pixels; 16 for 224 pixels, in proportion for others, at least 4.
+    stride : int, optional
+        Step of the window; half a window.
+    baseline : float or Tensor
+        What is put in the window. 0 is the mean colour of a normalised input.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        window: int | None = None,
+        stride: int | None = None,
+        baseline: float | Tensor = 0.0,
+    ) -> None:
+        super().__init__(model)
+        if window is not None and window < 1 or stride is not None and stride < 1:
+            raise InputError(f"window and stride must be positive, not {window} and {stride}.")
+        self.window = window
+        self.stride = stride
+        self.baseline = baseline
+
+    def attribute(self, x: Tensor, question: Question) -> Tensor:
+        from captum.attr import Occlusion as Captum
+
+        sides = _spatial(x, "occlusion")
+        window = self.window or default_window(sides)
+        if window > min(sides):
+            raise InputError(f"window {window} is larger than the input's sides {sides}: take a smaller one.")
+        stride = min(self.stride or max(1, window // 2), window)
+        target = question.settle(x)
+        batch = samples_per_pass(self.model, x, question.forward, gradient=False)
+        positions = math.prod(math.ceil((side - window) / stride) + 1 for side in sides)
+        with torch.no_grad(), progress(question.forward, (positions + 1) * len(x), "occlusion") as forward:
+            return Captum(forward).attribute(
+                x,
+                sliding_window_shapes=(x.shape[1], *[window] * len(sides)),
+                strides=(x.shape[1], *[stride] * len(sides)),
+                baselines=baseline_like(x, self.baseline),
+                target=target,
+                perturbations_per_eval=max(1, batch // len(x)),
+            )
+
+
+def grid_cells(x: Tensor, window: int) -> Tensor:
+    """Number the cells of a regular grid: int64 of shape (1, 1, ...) over the spatial sides of `x`."""
+    cells = torch.zeros((), dtype=torch.long, device=x.device)
+    for side in x.shape[2:]:
+        steps = torch.arange(side, device=x.device) // window
+        cells = cells[..., None] * (side // window + 1) + steps
+    numbers = torch.unique(cells, return_inverse=True)[1]
+    return numbers.reshape(1, 1, *x.shape[2:])
+
+
+@register_explainer("ablation")
+class Ablation(Explainer):
+    """Drop of the score when one cell of a grid is replaced by a baseline.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    window : int, optional
+        Side of a cell in input pixels; as for occlusion.
+    baseline : float or Tensor
+        What is put in the cell.
+    """
+
+    def __init__(self, model: nn.Module, window: int | None = None, baseline: float | Tensor = 0.0) -> None:
+        super().__init__(model)
+        self.window = window
+        self.baseline = baseline
+
+    def attribute(self, x: Tensor, question: Question) -> Tensor:
+        from captum.attr import FeatureAblation
+
+        sides = _spatial(x, "ablation")
+        cells = grid_cells(x, self.window or default_window(sides))
+        target = question.settle(x)
+        batch = samples_per_pass(self.model, x, question.forward, gradient=False)
+        total = (int(cells.max()) + 2) * len(x)
+        with torch.no_grad(), progress(question.forward, total, "ablation") as forward:
+            return FeatureAblation(forward).attribute(
+                x,
+                feature_mask=cells,
+                baselines=baseline_like(x, self.baseline),
+                target=target,
+                perturbations_per_eval=max(1, batch // len(x)),
+            )
+
+
+def superpixels(x: Tensor, segments: int) -> Tensor:
+    """About `segments` superpixels (SLIC, Achanta et al. 2012) of one image.
+
+    Parameters
+    ----------
+    x : Tensor
+        (1, C, H, W) model input; each channel is scaled to [0, 1] for the purpose.
+    segments : int
+        How many to aim at.
+
+    Returns
+    -------
+    Tensor
+        (1, 1, H, W) int64, numbered from 0 without gaps.
+    """
+    from skimage.segmentation import slic
+
+    image = x[0].detach().double().cpu()
+    low, high = image.amin((1, 2), keepdim=True), image.amax((1, 2), keepdim=True)
+    image = (image - low) / (high - low).clamp_min(1e-12)
+    labels = slic(
+        image.permute(1, 2, 0).numpy(),
+        n_segments=segments,
+        compactness=0.1 if image.shape[0] != 3 else 10.0,
+        channel_axis=-1,
+        start_label=0,
+    )
+    numbers = torch.unique(torch.from_numpy(labels), return_inverse=True)[1]
+    return numbers[None, None].to(x.device)
+
+
+def mean_colours(x: Tensor, cells: Tensor) -> Tensor:
+    """`x` with every superpixel replaced by its mean colour."""
+    index = cells.flatten()
+    counts = torch.bincount(index).to(x.dtype)
+    flat = x[0].flatten(1)
+    sums = torch.zeros(x.shape[1], len(counts), dtype=x.dtype, device=x.device).index_add_(1, index, flat)
+    return (sums / counts)[:, index].reshape(x.shape)
+
+
+@register_explainer("lime_imagenet", "lime")
+class Lime(RandomExplainer):
+    """Linear model of the score over superpixels switched on and off (LIME, Ribeiro et al. 2016).
+
+    A superpixel that is off shows its mean colour. Every pixel gets the weight of its superpixel.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    samples : int
+        Random on/off patterns: each costs one forward pass.
+    segments : int
+        Superpixels to aim at.
+    seed : int
+        Of the patterns.
+    """
+
+    def __init__(self, model: nn.Module, samples: int = 500, segments: int = 50, seed: int = 0) -> None:
+        super().__init__(model, seed)
+        self.samples = samples
+        self.segments = segments
+
+    def attribute_one(self, x: Tensor, question: Question, target: Tensor | None, batch: int) -> Tensor:
+        from captum._utils.models.linear_model import SkLearnRidge
+        from captum.attr import Lime as Captum
+
+        if x.ndim != 4:
+            raise InputError(f"LIME works on images of shape (N, C, H, W), not {tuple(x.shape)}.")
+        cells = superpixels(x, self.segments)
+        with torch.no_grad(), progress(question.forward, self.samples, "lime_imagenet") as forward:
+            return Captum(forward, interpretable_model=SkLearnRidge(alpha=1e-3)).attribute(
+                x,
+                baselines=mean_colours(x, cells),
+                feature_mask=cells,
+                target=target,
+                n_samples=self.samples,
+                perturbations_per_eval=batch,
+            )

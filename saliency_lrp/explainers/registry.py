@@ -1,0 +1,98 @@
+"""The table of saliency methods: names to explainer classes and their options."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from ..errors import unknown_name
+
+#: prefix of the methods that are LRP with a named composite, ``lrp:epsilon_plus``
+LRP_PREFIX = "lrp:"
+
+# Modules that register explainers when imported; importing them is cheap (captum comes later).
+_MODULES = ("gradient", "perturbation", "cam", "lrp", "combined")
+
+_explainers: dict[str, type] = {}
+
+
+def register_explainer(*names: str) -> Callable[[type], type]:
+    """Class decorator that makes a saliency method known by `names`.
+
+    The class is called as ``cls(model, **options)`` and has ``explain(inp, ind=None,
+    raw_inp=None) -> Tensor``, which returns a tensor like `inp` and leaves the model as it was.
+    """
+
+    def add(cls: type) -> type:
+        for name in names:
+            _explainers[name] = cls
+        return cls
+
+    return add
+
+
+def _load() -> None:
+    for name in _MODULES:
+        importlib.import_module(f"{__package__}.{name}")
+
+
+def _composite_names() -> list[str]:
+    from ..composites import list_composites
+
+    return list_composites()
+
+
+def list_methods(pattern: str = "*") -> list[str]:
+    """Names of all saliency methods, ``lrp:<composite>`` for every composite included.
+
+    Parameters
+    ----------
+    pattern : str
+        A shell-style pattern, such as ``"lrp*"``.
+    """
+    _load()
+    names = [*_explainers, *(LRP_PREFIX + name for name in _composite_names())]
+    return sorted(name for name in names if fnmatchcase(name, pattern))
+
+
+def find(name: str) -> tuple[type, dict[str, Any]]:
+    """The class behind a method name, and the options that the name itself fixes.
+
+    Raises
+    ------
+    UnknownNameError
+        With the nearest known name.
+    """
+    _load()
+    if name in _explainers:
+        return _explainers[name], {}
+    if isinstance(name, str) and name.startswith(LRP_PREFIX) and name in list_methods("lrp:*"):
+        return _explainers["lrp"], {"composite": name.removeprefix(LRP_PREFIX)}
+    raise unknown_name("method", name, list_methods())
+
+
+def option_names(name: str) -> set[str]:
+    """Names of the options that a method takes."""
+    cls, fixed = find(name)
+    parameters = list(inspect.signature(cls).parameters.values())[1:]
+    return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)} - fixed.keys()
+
+
+def get(name: str, model: nn.Module, **options: Any) -> Any:
+    """Build the explainer `name` for `model`.
+
+    Raises
+    ------
+    UnknownNameError
+        For a method or an option that does not exist, with the nearest one that does.
+    """
+    cls, fixed = find(name)
+    for option in options:
+        if option not in option_names(name):
+            raise unknown_name(f"option of method {name!r}", option, option_names(name))
+    return cls(model, **fixed, **options)
