@@ -1,0 +1,753 @@
+// The relevance overlay: pictures are blended here, so that looking costs no message to the kernel.
+// The kernel is asked only for what must be computed: another class, method, rule, layer or channel.
+
+const MAX_ZOOM = 16;
+const LUT_LAST = 255;
+
+/* ---------- pure functions on pixels (the Python side has the same arithmetic) ---------- */
+
+/** Ascending |values|: what percentiles are read from. */
+export function sortedMagnitudes(values) {
+  return Float32Array.from(values, Math.abs).sort();
+}
+
+/** The magnitude that gets full colour: a percentile of |R| (linear interpolation), the maximum where that is 0. */
+export function colourLimit(magnitudes, percentile) {
+  const last = magnitudes.length - 1;
+  if (last < 0) return 0;
+  const place = (percentile / 100) * last;
+  const low = Math.floor(place);
+  const high = Math.min(low + 1, last);
+  const limit = magnitudes[low] + (place - low) * (magnitudes[high] - magnitudes[low]);
+  return limit > 0 ? limit : magnitudes[last];
+}
+
+const KEEP = {
+  both: (t) => t,
+  positive: (t) => Math.max(t, 0),
+  negative: (t) => Math.min(t, 0),
+};
+
+/** Colour (3 bytes) and opacity (sqrt of the clipped |R|, so zero is transparent) of every pixel. */
+export function colourise(values, limit, sign, lut) {
+  const keep = KEEP[sign];
+  const scale = limit > 0 ? 1 / limit : 0;
+  const rgb = new Uint8Array(values.length * 3);
+  const alpha = new Float32Array(values.length);
+  for (let i = 0; i < values.length; i++) {
+    const t = keep(Math.min(Math.max(values[i] * scale, -1), 1));
+    const entry = 3 * Math.round(((t + 1) / 2) * LUT_LAST);
+    rgb[3 * i] = lut[entry];
+    rgb[3 * i + 1] = lut[entry + 1];
+    rgb[3 * i + 2] = lut[entry + 2];
+    alpha[i] = Math.sqrt(Math.abs(t));
+  }
+  return { rgb, alpha };
+}
+
+const BACKDROPS = {
+  colour: (image) => image,
+  grey: (image) => {
+    const out = new Uint8Array(image.length);
+    for (let i = 0; i < image.length; i += 3) {
+      out.fill(Math.round(0.299 * image[i] + 0.587 * image[i + 1] + 0.114 * image[i + 2]), i, i + 3);
+    }
+    return out;
+  },
+  none: (image, lut) => {
+    const middle = 3 * Math.round(LUT_LAST / 2);
+    const out = new Uint8Array(image.length);
+    for (let i = 0; i < image.length; i++) out[i] = lut[middle + (i % 3)];
+    return out;
+  },
+};
+
+/** Write backdrop and overlay into the RGBA bytes of a canvas. */
+export function blend(rgba, backdrop, overlay, opacity) {
+  const { rgb, alpha } = overlay;
+  for (let i = 0, p = 0, q = 0; i < alpha.length; i++, p += 3, q += 4) {
+    const a = opacity * alpha[i];
+    rgba[q] = backdrop[p] + a * (rgb[p] - backdrop[p]);
+    rgba[q + 1] = backdrop[p + 1] + a * (rgb[p + 1] - backdrop[p + 1]);
+    rgba[q + 2] = backdrop[p + 2] + a * (rgb[p + 2] - backdrop[p + 2]);
+    rgba[q + 3] = 255;
+  }
+}
+
+/* ---------- small helpers ---------- */
+
+const bytesOf = (view) =>
+  view instanceof Uint8Array ? view : new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
+
+function floatsOf(view) {
+  const bytes = bytesOf(view);
+  return new Float32Array(bytes.slice().buffer, 0, bytes.length >> 2); // the copy is aligned
+}
+
+function h(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name in node && name !== "list") node[name] = value;
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child != null));
+  return node;
+}
+
+const percent = (fraction) => `${(100 * fraction).toFixed(fraction < 0.0995 ? 2 : 1)} %`;
+const signed = (value) => (value > 0 ? "+" : "") + value.toPrecision(3);
+const className = (model, index) => model.get("classes")[index] ?? `class ${index}`;
+
+function labelled(text, control, extra) {
+  control.setAttribute("aria-label", text);
+  return h("label", { className: "saliency-control" }, h("span", {}, text), control, extra);
+}
+
+function optionsOf(select, pairs, chosen) {
+  select.replaceChildren(...pairs.map(([value, text]) => h("option", { value, textContent: text })));
+  select.value = chosen;
+}
+
+function download(blob, name) {
+  const url = URL.createObjectURL(blob);
+  const link = h("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+/* ---------- one panel: a map over the picture ---------- */
+
+class Panel {
+  constructor(id, board) {
+    this.id = id;
+    this.board = board;
+    this.values = null;
+    this.canvas = h("canvas", { className: "saliency-canvas", tabIndex: 0 });
+    this.canvas.setAttribute("role", "img");
+    this.context = this.canvas.getContext("2d", { willReadFrequently: true });
+    this.across = h("div", { className: "saliency-cross saliency-across", hidden: true });
+    this.down = h("div", { className: "saliency-cross saliency-down", hidden: true });
+    this.zoomed = h("div", { className: "saliency-zoomed" }, this.canvas, this.across, this.down);
+    this.title = h("strong");
+    this.note = h("span", { className: "saliency-note" });
+    this.readout = h("output", { className: "saliency-readout" });
+    this.bar = h("canvas", { className: "saliency-bar", width: 256, height: 1 });
+    this.bar.setAttribute("aria-hidden", "true");
+    this.low = h("span");
+    this.high = h("span");
+    this.progress = h("progress", { max: 1 });
+    this.progress.setAttribute("aria-label", `progress of ${id}`);
+    this.cancel = h("button", { type: "button", textContent: "Cancel", onclick: () => board.cancel(id) });
+    this.cancel.setAttribute("aria-label", `cancel ${id}`);
+    this.busy = h("div", { className: "saliency-busy", hidden: true }, this.progress, this.cancel);
+    this.messages = h("div", { className: "saliency-messages" });
+    this.messages.setAttribute("role", "status");
+    this.account = h("details", { className: "saliency-account", hidden: true });
+    this.node = h(
+      "figure",
+      { className: "saliency-panel" },
+      h("figcaption", {}, this.title, this.note),
+      h("div", { className: "saliency-window" }, this.zoomed),
+      this.busy,
+      h("div", { className: "saliency-scale" }, this.low, this.bar, this.high),
+      this.readout,
+      this.messages,
+      this.account,
+    );
+    this.node.dataset.panel = id;
+    this.listen();
+  }
+
+  listen() {
+    const { canvas, board } = this;
+    canvas.addEventListener("pointermove", (event) => this.pointed(event));
+    canvas.addEventListener("pointerleave", () => board.point(null));
+    canvas.addEventListener("pointerdown", (event) => board.startPan(event, canvas));
+    canvas.addEventListener("keydown", (event) => board.key(event));
+    canvas.addEventListener("focus", () => board.point(board.spot ?? board.centre()));
+    // Ctrl or Shift: a plain wheel must go on scrolling the notebook
+    canvas.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey && !event.shiftKey && board.zoom.scale === 1) return;
+      event.preventDefault();
+      board.zoomBy((event.deltaY || event.deltaX) < 0 ? 1.25 : 0.8, this.pixelAt(event));
+    }, { passive: false });
+    canvas.addEventListener("dblclick", (event) => board.zoomBy(2, this.pixelAt(event)));
+  }
+
+  pixelAt(event) {
+    const box = this.canvas.getBoundingClientRect(); // includes the zoom
+    const clamp = (value, size) => Math.min(Math.max(Math.floor(value), 0), size - 1);
+    return {
+      x: clamp(((event.clientX - box.left) / box.width) * this.board.width, this.board.width),
+      y: clamp(((event.clientY - box.top) / box.height) * this.board.height, this.board.height),
+    };
+  }
+
+  pointed(event) {
+    if (this.board.panning) this.board.pan(event, this.canvas);
+    else this.board.point(this.pixelAt(event));
+  }
+
+  describe(info) {
+    this.title.textContent = info.title;
+    this.title.title = info.title;
+    const done = info.state === "done" && info.seconds != null ? `${info.seconds.toFixed(2)} s` : "";
+    this.note.textContent = info.state === "done" ? done : info.state;
+    this.node.dataset.state = info.state;
+    const running = info.state === "running" || info.state === "waiting";
+    this.busy.hidden = !running;
+    if (running) {
+      if (info.total) this.progress.value = Math.min(info.done / info.total, 1);
+      else this.progress.removeAttribute("value");
+      this.note.textContent = info.done ? `${info.done}${info.total ? " of " + info.total : ""} passes` : info.state;
+    }
+    this.messages.replaceChildren(...(info.warnings ?? []).map((text) => h("p", { textContent: text })));
+    this.showAccount(info.account);
+    const sum = this.values ? `, from ${signed(this.limit ? -this.limit : 0)} to ${signed(this.limit ?? 0)}` : "";
+    this.canvas.setAttribute("aria-label", `${info.title}: relevance over the picture (${info.state}${sum})`);
+  }
+
+  showAccount(account) {
+    this.account.hidden = !account;
+    if (!account) return;
+    const open = this.account.open;
+    const rows = account.rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row", textContent: name }),
+      h("td", { textContent: value })));
+    this.account.replaceChildren(
+      h("summary", { textContent: `Account of relevance: ${account.summary}` }),
+      h("table", {}, h("tbody", {}, ...rows)),
+      h("pre", { textContent: account.text }),
+    );
+    this.account.open = open;
+  }
+
+  load(view) {
+    this.values = view && view.byteLength ? floatsOf(view) : null;
+    this.magnitudes = this.values && sortedMagnitudes(this.values);
+    this.recolour();
+  }
+
+  recolour() {
+    const { board } = this;
+    const lut = board.lut();
+    this.canvas.width = board.width;
+    this.canvas.height = board.height;
+    this.pixels = this.context.createImageData(board.width, board.height);
+    this.overlay = null;
+    if (this.values) {
+      this.limit = colourLimit(this.magnitudes, board.model.get("percentile"));
+      this.overlay = colourise(this.values, this.limit, board.model.get("sign"), lut);
+    }
+    this.scale(lut);
+    this.draw();
+  }
+
+  scale(lut) {
+    const context = this.bar.getContext("2d");
+    const strip = context.createImageData(256, 1);
+    const keep = KEEP[this.board.model.get("sign")];
+    for (let i = 0; i < 256; i++) {
+      const entry = 3 * Math.round(((keep((2 * i) / 255 - 1) + 1) / 2) * LUT_LAST);
+      strip.data.set([lut[entry], lut[entry + 1], lut[entry + 2], 255], 4 * i);
+    }
+    context.putImageData(strip, 0, 0);
+    this.low.textContent = this.values ? signed(-this.limit) : "";
+    this.high.textContent = this.values ? signed(this.limit) : "";
+  }
+
+  draw() {
+    const { board } = this;
+    const overlay = this.overlay ?? board.nothing();
+    blend(this.pixels.data, board.backdrop(), overlay, board.model.get("opacity"));
+    this.context.putImageData(this.pixels, 0, 0);
+  }
+
+  mark(spot) {
+    this.across.hidden = this.down.hidden = !spot;
+    if (!spot) {
+      this.readout.textContent = "";
+      return;
+    }
+    const { width, height } = this.board;
+    this.across.style.top = `${(100 * (spot.y + 0.5)) / height}%`;
+    this.down.style.left = `${(100 * (spot.x + 0.5)) / width}%`;
+    const at = `x ${spot.x}, y ${spot.y}`;
+    this.readout.textContent = this.values ? `R ${signed(this.values[spot.y * width + spot.x])}  ${at}` : at;
+  }
+}
+
+/* ---------- the board: all panels, linked ---------- */
+
+class Board {
+  constructor(model, el) {
+    this.model = model;
+    this.panels = new Map();
+    this.zoom = { scale: 1, x: 0, y: 0 };
+    this.spot = null;
+    this.handlers = [];
+    this.live = model.get("live");
+    this.root = h("section", { className: "saliency" });
+    this.root.setAttribute("aria-label", "saliency comparison");
+    this.grid = h("div", { className: "saliency-grid" });
+    this.channelStrip = h("div", { className: "saliency-channels", hidden: true });
+    this.channelStrip.setAttribute("role", "group");
+    this.channelStrip.setAttribute("aria-label", "channels of the layer, strongest first");
+    this.code = h("textarea", { className: "saliency-code", readOnly: true, hidden: true, rows: 4 });
+    this.code.setAttribute("aria-label", "the call that reproduces this view");
+    this.root.append(this.lookControls(), this.askControls(), this.grid, this.channelStrip, this.buttons(), this.code);
+    el.append(this.root);
+    this.takePicture();
+    this.follow();
+    this.arrange();
+    this.showChannels();
+  }
+
+  /* what the model holds */
+  takePicture() {
+    this.width = this.model.get("width");
+    this.height = this.model.get("height");
+    this.image = bytesOf(this.model.get("image"));
+    this.blank = null;
+    this.back = null;
+  }
+
+  lut() {
+    return bytesOf(this.model.get("luts")[this.model.get("cmap")]);
+  }
+
+  backdrop() {
+    const key = `${this.model.get("backdrop")} ${this.model.get("cmap")}`;
+    if (this.back?.key !== key) this.back = { key, pixels: BACKDROPS[this.model.get("backdrop")](this.image, this.lut()) };
+    return this.back.pixels;
+  }
+
+  nothing() {
+    const count = this.width * this.height;
+    this.blank ??= { rgb: new Uint8Array(3 * count), alpha: new Float32Array(count) };
+    return this.blank;
+  }
+
+  on(names, handler) {
+    for (const name of names.split(" ")) {
+      this.model.on(`change:${name}`, handler);
+      this.handlers.push([`change:${name}`, handler]);
+    }
+  }
+
+  follow() {
+    this.on("panels", () => this.arrange());
+    this.on("opacity", () => this.redraw());
+    this.on("cmap sign percentile backdrop", () => this.recolour());
+    this.on("opacity cmap sign percentile backdrop", () => this.showLook());
+    this.on("image", () => { this.takePicture(); this.recolour(); });
+    this.on("target top classes rule rules selected methods layer layers", () => this.showAsked());
+    this.on("channels channel_maps channel", () => this.showChannels());
+  }
+
+  destroy() {
+    for (const [name, handler] of this.handlers) this.model.off(name, handler);
+    cancelAnimationFrame(this.frame);
+  }
+
+  /* drawing: at most once a frame */
+  redraw() {
+    this.frame ??= requestAnimationFrame(() => {
+      const start = performance.now();
+      for (const panel of this.panels.values()) panel.draw();
+      this.frame = null;
+      this.root.dataset.drawMs = (performance.now() - start).toFixed(2);
+    });
+  }
+
+  recolour() {
+    for (const panel of this.panels.values()) panel.recolour();
+    this.point(this.spot);
+  }
+
+  arrange() {
+    const infos = this.model.get("panels");
+    const wanted = new Set(infos.map((info) => info.id));
+    for (const [id, panel] of this.panels) {
+      if (!wanted.has(id)) {
+        panel.node.remove();
+        this.model.off(`change:map_${id}`, panel.onmap);
+        this.panels.delete(id);
+      }
+    }
+    infos.forEach((info, place) => {
+      const panel = this.panels.get(info.id) ?? this.add(info.id);
+      panel.describe(info);
+      if (this.grid.children[place] !== panel.node) this.grid.insertBefore(panel.node, this.grid.children[place] ?? null);
+    });
+  }
+
+  add(id) {
+    const panel = new Panel(id, this);
+    this.panels.set(id, panel);
+    panel.onmap = () => { panel.load(this.model.get(`map_${id}`)); panel.mark(this.spot); };
+    this.model.on(`change:map_${id}`, panel.onmap);
+    this.handlers.push([`change:map_${id}`, panel.onmap]);
+    panel.load(this.model.get(`map_${id}`));
+    this.place(panel);
+    return panel;
+  }
+
+  /* linked crosshair, zoom and pan */
+  point(spot) {
+    this.spot = spot;
+    for (const panel of this.panels.values()) panel.mark(spot);
+  }
+
+  centre() {
+    return { x: this.width >> 1, y: this.height >> 1 };
+  }
+
+  zoomBy(factor, about = this.spot ?? this.centre()) {
+    const { scale, x, y } = this.zoom;
+    const next = Math.min(Math.max(scale * factor, 1), MAX_ZOOM);
+    const fx = (about.x + 0.5) / this.width;
+    const fy = (about.y + 0.5) / this.height;
+    this.setZoom(next, x + fx * (scale - next), y + fy * (scale - next));
+  }
+
+  setZoom(scale, x, y) {
+    const inside = (value) => Math.min(Math.max(value, 1 - scale), 0);
+    this.zoom = { scale, x: inside(x), y: inside(y) };
+    for (const panel of this.panels.values()) this.place(panel);
+  }
+
+  place(panel) {
+    const { scale, x, y } = this.zoom;
+    panel.zoomed.style.transform = `translate(${100 * x}%, ${100 * y}%) scale(${scale})`;
+    panel.zoomed.classList.toggle("saliency-magnified", scale > 1);
+    panel.zoomed.style.setProperty("--saliency-hair", `${1 / scale}px`);
+  }
+
+  startPan(event, canvas) {
+    if (this.zoom.scale === 1 || event.button !== 0) return;
+    canvas.setPointerCapture(event.pointerId);
+    this.panning = { x: event.clientX, y: event.clientY };
+    canvas.addEventListener("pointerup", () => { this.panning = null; }, { once: true });
+    canvas.addEventListener("pointercancel", () => { this.panning = null; }, { once: true });
+  }
+
+  pan(event, canvas) {
+    const box = canvas.getBoundingClientRect();
+    const { scale, x, y } = this.zoom;
+    this.setZoom(scale, x + ((event.clientX - this.panning.x) * scale) / box.width,
+      y + ((event.clientY - this.panning.y) * scale) / box.height);
+    this.panning = { x: event.clientX, y: event.clientY };
+  }
+
+  key(event) {
+    const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    const actions = { "+": () => this.zoomBy(1.25), "=": () => this.zoomBy(1.25), "-": () => this.zoomBy(0.8),
+      0: () => this.setZoom(1, 0, 0), Escape: () => this.point(null) };
+    if (moves[event.key]) {
+      const [dx, dy] = moves[event.key];
+      const from = this.spot ?? this.centre();
+      const step = event.shiftKey ? 10 : 1;
+      const keep = (value, size) => Math.min(Math.max(value, 0), size - 1);
+      this.point({ x: keep(from.x + step * dx, this.width), y: keep(from.y + step * dy, this.height) });
+    } else if (actions[event.key]) actions[event.key]();
+    else return;
+    event.preventDefault();
+    event.stopPropagation(); // or the notebook takes the arrow keys
+  }
+
+  /* controls that only look: nothing is sent */
+  lookControls() {
+    const set = (name, read) => (event) => this.model.set(name, read(event.target));
+    const number = (target) => Number(target.value);
+    const text = (target) => target.value;
+    this.opacity = h("input", { type: "range", min: 0, max: 1, step: 0.01, oninput: set("opacity", number) });
+    this.percentile = h("input", { type: "range", min: 90, max: 100, step: 0.1, oninput: set("percentile", number) });
+    this.cmap = h("select", { onchange: set("cmap", text) });
+    this.sign = h("select", { onchange: set("sign", text) });
+    this.backdropSelect = h("select", { onchange: set("backdrop", text) });
+    optionsOf(this.sign, [["both", "both signs"], ["positive", "positive"], ["negative", "negative"]], "both");
+    optionsOf(this.backdropSelect, [["colour", "colour"], ["grey", "grey"], ["none", "none"]], "colour");
+    this.opacityText = h("output");
+    this.percentileText = h("output");
+    const row = h("div", { className: "saliency-controls" },
+      labelled("Opacity", this.opacity, this.opacityText), labelled("Colours", this.cmap),
+      labelled("Sign", this.sign), labelled("Clip percentile", this.percentile, this.percentileText),
+      labelled("Backdrop", this.backdropSelect));
+    row.setAttribute("role", "group");
+    row.setAttribute("aria-label", "look");
+    this.showLook();
+    return row;
+  }
+
+  showLook() {
+    const { model } = this;
+    const names = Object.keys(model.get("luts"));
+    if (this.cmap.options.length !== names.length) optionsOf(this.cmap, names.map((name) => [name, name]), model.get("cmap"));
+    for (const name of ["opacity", "percentile", "cmap", "sign"]) this[name].value = model.get(name);
+    this.backdropSelect.value = model.get("backdrop");
+    this.opacityText.textContent = `${Math.round(100 * model.get("opacity"))} %`;
+    this.percentileText.textContent = model.get("percentile").toFixed(1);
+  }
+
+  /* controls that ask the kernel */
+  ask(name, value) {
+    this.model.set(name, value);
+    this.model.save_changes();
+  }
+
+  cancel(id) {
+    this.model.send({ type: "cancel", id });
+  }
+
+  askControls() {
+    this.topSelect = h("select", { onchange: (event) => this.ask("target", Number(event.target.value)) });
+    const listId = `saliency-${Math.random().toString(36).slice(2)}`;
+    this.names = h("datalist", { id: listId });
+    this.search = h("input", { type: "search", placeholder: "name or number", onchange: () => this.searched() });
+    this.search.setAttribute("list", listId);
+    this.ruleSelect = h("select", { onchange: (event) => this.ask("rule", event.target.value) });
+    this.layerSlider = h("input", { type: "range", min: 0, step: 1,
+      oninput: () => this.showLayerName(), onchange: () => this.askLayer() });
+    this.layerText = h("output", { className: "saliency-layer" });
+    this.methodBoxes = h("div", { className: "saliency-methods" });
+    this.methodList = h("details", { className: "saliency-control" }, h("summary", {}, "Methods"), this.methodBoxes);
+    this.layerControl = labelled("Layer", this.layerSlider, this.layerText);
+    this.layerControl.classList.add("saliency-wide");
+    this.asking = h("div", { className: "saliency-controls", hidden: !this.live },
+      labelled("Class", this.topSelect), labelled("Find class", this.search), this.names,
+      labelled("LRP rule", this.ruleSelect), this.methodList, this.layerControl);
+    this.asking.setAttribute("role", "group");
+    this.asking.setAttribute("aria-label", "what is computed");
+    this.showAsked();
+    return this.asking;
+  }
+
+  searched() {
+    const given = this.search.value.trim();
+    if (!given) return;
+    const classes = this.model.get("classes");
+    const wanted = given.toLowerCase();
+    const lower = classes.map((name) => name.toLowerCase());
+    const tests = [(name) => name === wanted, (name) => name.startsWith(wanted), (name) => name.includes(wanted)];
+    const byName = tests.map((test) => lower.findIndex(test)).find((index) => index >= 0) ?? -1;
+    const byNumber = /^\d+$/.test(given) && Number(given) < this.model.get("class_count") ? Number(given) : -1;
+    const index = lower.includes(wanted) || byNumber < 0 ? byName : byNumber;
+    this.search.setCustomValidity(index < 0 ? `no class ${given}` : "");
+    this.search.reportValidity();
+    if (index >= 0) {
+      this.search.value = "";
+      this.ask("target", index);
+    }
+  }
+
+  askLayer() {
+    this.ask("layer", ["", ...this.model.get("layers")][Number(this.layerSlider.value)]);
+  }
+
+  showLayerName() {
+    const layers = this.model.get("layers");
+    const name = layers[Number(this.layerSlider.value) - 1];
+    this.layerText.textContent = name ?? "off";
+    this.layerSlider.setAttribute("aria-valuetext", name ?? "off");
+  }
+
+  showAsked() {
+    const { model } = this;
+    const target = model.get("target");
+    const top = model.get("top");
+    const shown = top.some((entry) => entry.index === target) || target < 0
+      ? top : [...top, { index: target, name: className(model, target), probability: null }];
+    optionsOf(this.topSelect, shown.map(({ index, name, probability }) =>
+      [index, probability == null ? name : `${name}  ${percent(probability)}`]), target);
+    const classes = model.get("classes");
+    if (this.names.children.length !== classes.length) {
+      this.names.replaceChildren(...classes.map((name) => h("option", { value: name })));
+    }
+    optionsOf(this.ruleSelect, model.get("rules").map((name) => [name, name]), model.get("rule"));
+    const layers = model.get("layers");
+    this.layerSlider.max = layers.length;
+    this.layerSlider.value = layers.indexOf(model.get("layer")) + 1;
+    this.layerControl.hidden = layers.length === 0;
+    this.topSelect.parentElement.hidden = top.length === 0;
+    this.search.parentElement.hidden = model.get("class_count") <= top.length;
+    this.showLayerName();
+    this.showMethods();
+  }
+
+  showMethods() {
+    const selected = this.model.get("selected");
+    const focused = this.methodBoxes.contains(document.activeElement) ? document.activeElement.value : null;
+    this.methodBoxes.replaceChildren(...this.model.get("methods").map((name) => {
+      const box = h("input", { type: "checkbox", value: name, checked: selected.includes(name),
+        onchange: () => this.chose(name, box.checked) });
+      return h("label", {}, box, name);
+    }));
+    if (focused) [...this.methodBoxes.querySelectorAll("input")].find((box) => box.value === focused)?.focus();
+  }
+
+  chose(name, on) {
+    const rest = this.model.get("selected").filter((other) => other !== name);
+    this.ask("selected", on ? [...rest, name] : rest);
+  }
+
+  /* channels of the chosen layer: a click asks for the concept map */
+  showChannels() {
+    const channels = this.model.get("channels");
+    this.channelStrip.hidden = channels.length === 0;
+    if (!channels.length) {
+      this.channelStrip.replaceChildren();
+      return;
+    }
+    const [height, width] = this.model.get("channel_size");
+    const values = floatsOf(this.model.get("channel_maps"));
+    const limit = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+    const chosen = this.model.get("channel");
+    const heading = h("span", { textContent: `Channels of ${this.model.get("layer")}` });
+    this.channelStrip.replaceChildren(heading, ...channels.map(({ index, relevance, share }, place) =>
+      this.channelButton(index, relevance, share, values.subarray(place * height * width, (place + 1) * height * width),
+        [height, width, limit], chosen)));
+  }
+
+  channelButton(index, relevance, share, values, [height, width, limit], chosen) {
+    const canvas = h("canvas", { width, height });
+    const context = canvas.getContext("2d");
+    const pixels = context.createImageData(width, height);
+    const { rgb } = colourise(values, limit, "both", this.lut());
+    for (let i = 0; i < values.length; i++) pixels.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i);
+    context.putImageData(pixels, 0, 0);
+    const on = index === chosen;
+    const button = h("button", { type: "button", disabled: !this.live,
+      onclick: () => this.ask("channel", on ? -1 : index) }, canvas,
+      h("span", { textContent: `${index}` }), h("small", { textContent: percent(share) }));
+    button.setAttribute("aria-pressed", on);
+    button.setAttribute("aria-label", `channel ${index}, relevance ${signed(relevance)}`);
+    return button;
+  }
+
+  /* taking the view away */
+  buttons() {
+    const button = (text, onclick) => h("button", { type: "button", textContent: text, onclick });
+    const row = h("div", { className: "saliency-buttons" },
+      button("Copy as code", () => this.copyCode()), button("Save PNG", () => this.savePng()),
+      button("Save HTML", () => this.saveHtml()), button("Reset zoom", () => this.setZoom(1, 0, 0)));
+    row.setAttribute("role", "group");
+    row.setAttribute("aria-label", "take away");
+    return row;
+  }
+
+  callText() {
+    const { model } = this;
+    const quoted = (value) => JSON.stringify(value);
+    const tuple = (names) => `(${names.map(quoted).join(", ")}${names.length === 1 ? "," : ""})`;
+    const parts = [...model.get("call"), `methods=${tuple(model.get("selected"))}`];
+    if (model.get("target") >= 0) parts.push(`label=${model.get("target")}`);
+    if (model.get("rule")) parts.push(`composite=${quoted(model.get("rule"))}`);
+    if (model.get("layer")) parts.push(`layer=${quoted(model.get("layer"))}`);
+    if (model.get("channel") >= 0) parts.push(`channel=${model.get("channel")}`);
+    parts.push(`opacity=${+model.get("opacity").toFixed(3)}`, `cmap=${quoted(model.get("cmap"))}`,
+      `sign=${quoted(model.get("sign"))}`, `percentile=${+model.get("percentile").toFixed(2)}`,
+      `backdrop=${quoted(model.get("backdrop"))}`);
+    return `compare_saliency(${parts.join(", ")})`;
+  }
+
+  async copyCode() {
+    this.code.value = this.callText();
+    this.code.hidden = false;
+    this.code.select();
+    try {
+      await navigator.clipboard.writeText(this.code.value);
+    } catch { // no permission or no secure context: the text is selected, ready to be copied
+    }
+  }
+
+  savePng() {
+    const panels = [...this.panels.values()];
+    const columns = Math.min(panels.length, 4);
+    const rows = Math.ceil(panels.length / columns);
+    const zoom = Math.max(1, Math.round(448 / this.width));
+    const [w, t, gap] = [this.width * zoom, this.height * zoom, 12];
+    const sheet = h("canvas", { width: columns * (w + gap) + gap, height: rows * (t + gap + 24) + gap });
+    const context = sheet.getContext("2d");
+    context.fillStyle = "#ffffff";
+    context.fillRect(0, 0, sheet.width, sheet.height);
+    context.fillStyle = "#111111";
+    context.font = "16px sans-serif";
+    context.imageSmoothingEnabled = zoom > 1 ? false : true;
+    panels.forEach((panel, place) => {
+      const left = gap + (place % columns) * (w + gap);
+      const top = gap + Math.floor(place / columns) * (t + gap + 24);
+      context.fillText(panel.title.textContent, left, top + 16, w);
+      context.drawImage(panel.canvas, left, top + 24, w, t);
+    });
+    sheet.toBlob((blob) => download(blob, "saliency.png"), "image/png");
+  }
+
+  state() {
+    const names = ["width", "height", "image", "luts", "panels", "classes", "class_count", "top", "target", "rules", "rule",
+      "methods", "selected", "layers", "layer", "channels", "channel_maps", "channel_size", "channel", "opacity", "cmap",
+      "sign", "percentile", "backdrop", "call", "page", "_css", ...[...this.panels.keys()].map((id) => `map_${id}`)];
+    return { ...Object.fromEntries(names.map((name) => [name, this.model.get(name)])), live: false };
+  }
+
+  saveHtml() {
+    const page = fillPage(this.model.get("page"), this.state(), this.model.get("_esm"), this.model.get("_css"));
+    download(new Blob([page], { type: "text/html" }), "saliency.html");
+  }
+}
+
+/* ---------- a page of its own: the same view with no kernel ---------- */
+
+function toBase64(bytes) {
+  let text = "";
+  for (let i = 0; i < bytes.length; i += 0x8000) text += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
+  return btoa(text);
+}
+
+const packed = (key, value) =>
+  ArrayBuffer.isView(value) || value instanceof ArrayBuffer ? { base64: toBase64(bytesOf(value)) } : value;
+
+const unpacked = (key, value) =>
+  value && typeof value.base64 === "string" ? Uint8Array.from(atob(value.base64), (c) => c.charCodeAt(0)) : value;
+
+function fillPage(template, state, esm, css) {
+  const safe = (text) => text.replaceAll("<", "\\u003c"); // a JSON text has "<" in strings only
+  const fields = { STATE: safe(JSON.stringify(state, packed)), MODULE: safe(JSON.stringify(esm)), STYLE: css };
+  return template.replace(/__(STATE|MODULE|STYLE)__/g, (whole, name) => fields[name]);
+}
+
+/** A model that lives in the page alone: what a saved HTML file gives to render(). */
+export class PageModel {
+  constructor(state) {
+    this.values = state;
+    this.listeners = new Map();
+  }
+  get(name) { return this.values[name]; }
+  set(name, value) {
+    if (this.values[name] === value) return;
+    this.values[name] = value;
+    for (const listener of [...(this.listeners.get(`change:${name}`) ?? [])]) listener();
+  }
+  on(name, listener) {
+    if (!this.listeners.has(name)) this.listeners.set(name, new Set());
+    this.listeners.get(name).add(listener);
+  }
+  off(name, listener) { this.listeners.get(name)?.delete(listener); }
+  save_changes() {}
+  send() {}
+}
+
+export function startPage(json, esm, el) {
+  const state = JSON.parse(json, unpacked);
+  state._esm = esm;
+  render({ model: new PageModel(state), el });
+}
+
+function render({ model, el }) {
+  const board = new Board(model, el);
+  return () => board.destroy();
+}
+
+export default { render };

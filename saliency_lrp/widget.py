@@ -1,0 +1,530 @@
+"""The interactive overlay: saliency methods side by side over the picture, blended in the browser.
+
+The kernel sends the picture, the signed maps and the colour tables once. Opacity, colours, sign, clipping, zoom and
+the value under the mouse are then the browser's business and cost no message. What has to be computed (another class,
+method, rule, layer or channel) is computed in worker threads and appears as it finishes.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import anywidget
+import numpy as np
+import traitlets
+
+from .errors import InputError, unknown_name
+from .work import Cancelled, Lane, Watch
+
+STATIC = pathlib.Path(__file__).parent / "static"
+DIVERGING = ("RdBu_r", "coolwarm", "PuOr_r", "seismic", "bwr", "coldnhot")
+SIGNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "both": lambda t: t,
+    "positive": lambda t: np.maximum(t, 0),
+    "negative": lambda t: np.minimum(t, 0),
+}
+BACKDROPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "colour": lambda picture, lut: picture,
+    "grey": lambda picture, lut: np.repeat(_half_up(picture @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1),
+    "none": lambda picture, lut: np.broadcast_to(lut[128], picture.shape),
+}
+TRACED = ("lrp", "layer", "concept")  # panels that reuse the one forward
+
+
+@dataclass(frozen=True)
+class Map:
+    """One signed map on the picture's pixel grid.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Signed relevance, (height, width) of the picture.
+    account : dict or None
+        ``{"summary": str, "rows": [[name, value], ...], "text": str}``, shown beside the panel.
+    warnings : tuple of str
+        Why the map should not be trusted.
+    """
+
+    values: np.ndarray
+    account: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The strongest channels of a layer: index, relevance of each, share of Σ|R|, and small maps (n, h, w)."""
+
+    entries: list[dict] = field(default_factory=list)
+    maps: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
+
+
+class MapSource(Protocol):
+    """What the widget shows: a model's maps for one picture."""
+
+    picture: np.ndarray  # (height, width, 3) uint8
+    probabilities: np.ndarray  # (classes,) float; empty where the model is no classifier
+    classes: list[str]
+    methods: list[str]
+    rules: list[str]
+    layers: list[str]
+
+    def lrp(self, target: int | None, rule: str) -> Map: ...
+    def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]: ...
+    def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map: ...
+    def method(self, name: str, target: int | None, watch: Watch) -> Map: ...
+
+
+def _half_up(values: np.ndarray) -> np.ndarray:
+    return np.floor(np.asarray(values) + 0.5).astype(np.uint8)
+
+
+def colour_table(name: str) -> np.ndarray:
+    """The 256 RGB colours of a diverging colour map, (256, 3) uint8, zero in the middle.
+
+    Parameters
+    ----------
+    name : str
+        ``coldnhot`` or any of matplotlib's names.
+    """
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap
+
+    if name == "coldnhot":
+        stops = [(0, "#0ff"), (0.25, "#00f"), (0.5, "#000"), (2 / 3, "#f00"), (5 / 6, "#ff0"), (1, "#fff")]
+        table = LinearSegmentedColormap.from_list(name, stops, N=256)
+    elif name in matplotlib.colormaps:
+        table = matplotlib.colormaps[name].resampled(256)
+    else:
+        raise unknown_name("colour map", name, [*DIVERGING, *matplotlib.colormaps])
+    return _half_up(table(np.arange(256))[:, :3] * 255)
+
+
+def colour_limit(values: np.ndarray, percentile: float) -> float:
+    """The magnitude that gets full colour: a percentile of |R|, or the maximum where that is 0."""
+    magnitudes = np.abs(values)
+    return float(np.percentile(magnitudes, percentile)) or float(magnitudes.max(initial=0.0))
+
+
+def blend(picture: np.ndarray, values: np.ndarray, *, opacity: float = 0.8, cmap: str = "RdBu_r", sign: str = "both",
+          percentile: float = 99.0, backdrop: str = "colour") -> np.ndarray:
+    """Lay a signed map over a picture; what the browser's canvas shows, to the last bit or one beside it.
+
+    The opacity of a pixel goes with the square root of its clipped \\|R\\|: a uniform opacity would whiten the
+    picture wherever nothing is relevant.
+
+    Parameters
+    ----------
+    picture : numpy.ndarray
+        (H, W, 3) uint8.
+    values : numpy.ndarray
+        (H, W) signed relevance.
+    opacity : float
+        Opacity of the most relevant pixels, 0 to 1.
+    cmap, sign, backdrop : str
+        Colour map; ``both``, ``positive`` or ``negative``; ``colour``, ``grey`` or ``none``.
+    percentile : float
+        Percentile of \\|R\\| that gets full colour.
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W, 3) uint8.
+    """
+    limit = colour_limit(values, percentile)
+    t = SIGNS[sign](np.clip(values / limit, -1, 1) if limit else np.zeros_like(values))
+    lut = colour_table(cmap)
+    colours = lut[np.floor((t + 1) / 2 * 255 + 0.5).astype(int)].astype(float)
+    alpha = opacity * np.sqrt(np.abs(t))[..., None]
+    ground = BACKDROPS[backdrop](picture, lut).astype(float)
+    return np.rint(ground + alpha * (colours - ground)).astype(np.uint8)
+
+
+def _map_trait(panel: str) -> str:
+    return f"map_{panel}"
+
+
+class SaliencyWidget(anywidget.AnyWidget):
+    """Saliency maps side by side over one picture, live in a notebook and a picture without a kernel.
+
+    Made by :func:`compare_saliency`. Everything shown is a traitlet: ``widget.target = 3`` does what the class
+    selector does, as do ``rule``, ``selected``, ``layer``, ``channel``, ``opacity``, ``cmap``, ``sign``,
+    ``percentile`` and ``backdrop``.
+    """
+
+    _esm = STATIC / "overlay.js"
+    _css = STATIC / "overlay.css"
+
+    page = traitlets.Unicode().tag(sync=True)
+    live = traitlets.Bool(True).tag(sync=True)
+    width = traitlets.Int().tag(sync=True)
+    height = traitlets.Int().tag(sync=True)
+    image = traitlets.Bytes().tag(sync=True)
+    luts = traitlets.Dict().tag(sync=True)
+    call = traitlets.List().tag(sync=True)
+
+    panels = traitlets.List().tag(sync=True)
+    classes = traitlets.List().tag(sync=True)
+    class_count = traitlets.Int().tag(sync=True)
+    top = traitlets.List().tag(sync=True)
+    methods = traitlets.List().tag(sync=True)
+    rules = traitlets.List().tag(sync=True)
+    layers = traitlets.List().tag(sync=True)
+    channels = traitlets.List().tag(sync=True)
+    channel_maps = traitlets.Bytes().tag(sync=True)
+    channel_size = traitlets.List().tag(sync=True)
+
+    target = traitlets.Int(-1, help="class explained; -1: the model has no classes to choose from").tag(sync=True)
+    selected = traitlets.List().tag(sync=True)
+    rule = traitlets.Unicode().tag(sync=True)
+    layer = traitlets.Unicode("", help="layer shown beside the methods; empty: none").tag(sync=True)
+    channel = traitlets.Int(-1, help="channel of the layer whose concept map is shown; -1: none").tag(sync=True)
+
+    opacity = traitlets.Float(0.8, min=0, max=1).tag(sync=True)
+    cmap = traitlets.Unicode("RdBu_r").tag(sync=True)
+    sign = traitlets.Enum(list(SIGNS), "both").tag(sync=True)
+    percentile = traitlets.Float(99.0, min=0, max=100).tag(sync=True)
+    backdrop = traitlets.Enum(list(BACKDROPS), "colour").tag(sync=True)
+
+    def __init__(self, source: MapSource, *, selected: Sequence[str], rule: str, target: int = -1, layer: str = "",
+                 channel: int = -1, top_k: int = 5, call: Sequence[str] = ("model", "image"), patience: float | None = 2.0,
+                 **look: Any) -> None:
+        self._source = source
+        self._patience = patience
+        self._maps: dict[str, np.ndarray] = {}
+        self._watches: dict[str, Watch] = {}
+        self._lock = threading.RLock()
+        self._settled = threading.Condition(self._lock)
+        self._lanes = {True: Lane("saliency traced maps"), False: Lane("saliency methods")}
+        self._check(selected=selected, rule=rule, layer=layer)
+        colour = look.get("cmap", "RdBu_r")
+        names = list(dict.fromkeys([*DIVERGING, colour]))
+        height, width = source.picture.shape[:2]
+        # before the widget opens: one message then carries one map
+        self.add_traits(**{_map_trait(panel): traitlets.Bytes(b"").tag(sync=True)
+                           for panel in dict.fromkeys([*source.methods, *TRACED])})
+        super().__init__(
+            page=(STATIC / "page.html").read_text("utf-8"), width=width, height=height,
+            image=np.ascontiguousarray(source.picture).tobytes(),
+            luts={name: colour_table(name).tobytes() for name in names},
+            call=list(call), classes=list(source.classes), class_count=len(source.probabilities),
+            top=self._top(target, top_k), methods=list(source.methods), rules=list(source.rules), layers=list(source.layers),
+            target=target, selected=list(dict.fromkeys(selected)), rule=rule, layer=layer, channel=channel, **look)
+        self.observe(self._retarget, "target")
+        self.observe(self._rerule, "rule")
+        self.observe(self._reselect, "selected")
+        self.observe(self._relayer, "layer")
+        self.observe(self._rechannel, "channel")
+        self.on_msg(self._message)
+        self._compute(self._wanted())
+
+    # ---- what is asked -------------------------------------------------------------------------------------------
+
+    def _check(self, *, selected: Iterable[str] = (), rule: str | None = None, layer: str = "") -> None:
+        for name in selected:
+            if name not in self._source.methods:
+                raise unknown_name("method", name, self._source.methods)
+        if rule is not None and self._source.rules and rule not in self._source.rules:
+            raise unknown_name("LRP rule", rule, self._source.rules)
+        if layer and layer not in self._source.layers:
+            raise unknown_name("layer", layer, self._source.layers)
+
+    @traitlets.validate("target")
+    def _valid_target(self, proposal: Mapping) -> int:
+        count = len(self._source.probabilities)
+        if not -1 <= proposal["value"] < max(count, 1):
+            raise InputError(f"label {proposal['value']} is not a class of this model; it has {count}: 0 to {count - 1}.")
+        return proposal["value"]
+
+    @traitlets.validate("selected")
+    def _valid_selected(self, proposal: Mapping) -> list[str]:
+        self._check(selected=proposal["value"])
+        return proposal["value"]
+
+    @traitlets.validate("rule")
+    def _valid_rule(self, proposal: Mapping) -> str:
+        self._check(rule=proposal["value"])
+        return proposal["value"]
+
+    @traitlets.validate("layer")
+    def _valid_layer(self, proposal: Mapping) -> str:
+        self._check(layer=proposal["value"])
+        return proposal["value"]
+
+    @traitlets.validate("cmap")
+    def _valid_cmap(self, proposal: Mapping) -> str:
+        name = proposal["value"]
+        if name not in self.luts:
+            self.luts = {**self.luts, name: colour_table(name).tobytes()}
+        return name
+
+    def _top(self, target: int, top_k: int) -> list[dict]:
+        probabilities, classes = self._source.probabilities, self._source.classes
+        best = [int(index) for index in np.argsort(-probabilities, kind="stable")[:top_k]]
+        shown = best if target in best or target < 0 else [*best, target]
+        return [{"index": index, "name": classes[index] if index < len(classes) else f"class {index}",
+                 "probability": float(probabilities[index])} for index in shown]
+
+    def _wanted(self) -> list[str]:
+        extra = ["layer"] * bool(self.layer) + ["concept"] * bool(self.layer and self.channel >= 0)
+        return [*self.selected, *extra]
+
+    def _retarget(self, change: Mapping) -> None:
+        self._compute(self._wanted())
+
+    def _rerule(self, change: Mapping) -> None:
+        self._compute([panel for panel in self._wanted() if panel in TRACED])
+
+    def _reselect(self, change: Mapping) -> None:
+        self._compute([name for name in change["new"] if name not in change["old"]])
+
+    def _relayer(self, change: Mapping) -> None:
+        if self.channel >= 0:
+            self.channel = -1
+        if not self.layer:
+            self.channels = []
+        self._compute([panel for panel in self._wanted() if panel == "layer"])
+
+    def _rechannel(self, change: Mapping) -> None:
+        self._compute([panel for panel in self._wanted() if panel == "concept"])
+
+    def _message(self, widget: Any, content: Mapping, buffers: Any) -> None:
+        if content.get("type") == "cancel":
+            self.cancel(content["id"])
+
+    # ---- computing -----------------------------------------------------------------------------------------------
+
+    def _compute(self, panels: Sequence[str]) -> None:
+        wanted = self._wanted()
+        with self._lock:
+            for gone in [panel for panel in self._watches if panel not in wanted]:
+                self._watches.pop(gone).cancel()
+                self._forget(gone)
+            self._order(wanted)
+            for panel in panels:
+                self._submit(panel)
+
+    def _forget(self, panel: str) -> None:
+        self._maps.pop(panel, None)
+        setattr(self, _map_trait(panel), b"")
+
+    def _order(self, wanted: Sequence[str]) -> None:
+        known = {info["id"]: info for info in self.panels}
+        self.panels = [known.get(panel) or {"id": panel, "title": self._title(panel), "state": "waiting"}
+                       for panel in wanted]
+
+    def _title(self, panel: str) -> str:
+        titles = {"lrp": lambda: f"lrp · {self.rule}", "layer": lambda: f"layer {self.layer}",
+                  "concept": lambda: f"channel {self.channel} of {self.layer}"}
+        return titles.get(panel, lambda: panel)()
+
+    def _submit(self, panel: str) -> None:
+        if panel in self._watches:
+            self._watches[panel].cancel()
+        watch = Watch(lambda done, total: self._progress(panel, watch, done, total))
+        self._watches[panel] = watch
+        title = self._title(panel)
+        ask = (self.target if self.target >= 0 else None, self.rule, self.layer, self.channel)
+        self._describe(panel, {"title": title, "state": "waiting"})
+        self._lanes[panel in TRACED].submit(lambda: self._job(panel, watch, ask), watch)
+
+    def _job(self, panel: str, watch: Watch, ask: tuple) -> None:
+        try:
+            watch.check()
+            self._settle(panel, watch, state="running")
+            start = time.perf_counter()
+            found, channels = self._map(panel, watch, *ask)
+            seconds = time.perf_counter() - start
+        except Cancelled:
+            self._settle(panel, watch, state="cancelled")
+        except Exception as error:  # shown in the panel: the other methods go on
+            self._settle(panel, watch, state="failed", warnings=[f"{type(error).__name__}: {error}"])
+        else:
+            self._publish(panel, watch, found, channels, seconds)
+
+    def _map(self, panel: str, watch: Watch, target: int | None, rule: str, layer: str,
+             channel: int) -> tuple[Map, Channels | None]:
+        if panel == "layer":
+            return self._source.layer(layer, target, rule)
+        if panel == "concept":
+            return self._source.concept(layer, channel, target, rule), None
+        if panel == "lrp":
+            return self._source.lrp(target, rule), None
+        return self._source.method(panel, target, watch), None
+
+    def _publish(self, panel: str, watch: Watch, found: Map, channels: Channels | None, seconds: float) -> None:
+        values = np.asarray(found.values, np.float32)
+        warnings = list(found.warnings)
+        if not np.isfinite(values).all():
+            warnings.append("the map has NaN or infinite values: they are shown as 0")
+            values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        with self._lock:
+            if self._watches.get(panel) is not watch:
+                return
+            self._maps[panel] = values
+            setattr(self, _map_trait(panel), np.ascontiguousarray(values, "<f4").tobytes())
+            if channels is not None:
+                self._show_channels(channels)
+            account = dict(found.account) if found.account else None
+            self._settle(panel, watch, state="done", seconds=seconds, warnings=warnings, account=account)
+
+    def _show_channels(self, channels: Channels) -> None:
+        self.channels = []  # the browser redraws once everything below is there
+        self.channel_size = list(channels.maps.shape[1:])
+        self.channel_maps = np.ascontiguousarray(channels.maps, "<f4").tobytes()
+        self.channels = channels.entries
+
+    def _progress(self, panel: str, watch: Watch, done: int, total: int | None) -> None:
+        self._settle(panel, watch, state="running", done=done, total=total)
+
+    def _settle(self, panel: str, watch: Watch, **news: Any) -> None:
+        with self._lock:
+            if self._watches.get(panel) is watch:
+                self._describe(panel, news)
+                self._settled.notify_all()
+
+    def _describe(self, panel: str, news: Mapping[str, Any]) -> None:
+        self.panels = [{"id": panel, "title": info["title"], **news} if info["id"] == panel else info
+                       for info in self.panels]
+
+    # ---- for the caller ------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until every panel is finished, failed or cancelled.
+
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds to wait at most; None waits for all.
+
+        Returns
+        -------
+        bool
+            Whether nothing is running any more.
+        """
+        with self._settled:
+            return self._settled.wait_for(
+                lambda: all(info["state"] not in ("waiting", "running") for info in self.panels), timeout)
+
+    def cancel(self, panel: str | None = None) -> None:
+        """Stop computing one panel (by its method's name), or all of them."""
+        with self._lock:
+            for name, watch in self._watches.items():
+                if panel in (None, name):
+                    watch.cancel()
+                    if any(info["id"] == name and info["state"] in ("waiting", "running") for info in self.panels):
+                        self._describe(name, {"state": "cancelled"})
+            self._settled.notify_all()
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """The finished maps by panel: (height, width) float32, signed."""
+        with self._lock:
+            return {info["id"]: self._maps[info["id"]].copy() for info in self.panels if info["id"] in self._maps}
+
+    def close(self) -> None:
+        """Cancel what is running and close the widget."""
+        with contextlib.suppress(AttributeError):  # a half-made widget has nothing to cancel
+            self.cancel()
+        super().close()
+
+    # ---- without a kernel ----------------------------------------------------------------------------------------
+
+    def _look(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("opacity", "cmap", "sign", "percentile", "backdrop")}
+
+    def to_png(self, columns: int = 3, width: int = 224) -> bytes:
+        """The panels as one PNG picture, blended as the browser does.
+
+        Parameters
+        ----------
+        columns : int
+            Panels beside one another.
+        width : int
+            Least width of a panel in pixels; smaller pictures are enlarged.
+        """
+        from .sheet import contact_sheet
+
+        with self._lock:
+            infos, maps = list(self.panels), dict(self._maps)
+        tiles = [(self._source.picture, "picture", "")]
+        for info in infos:
+            values = maps.get(info["id"])
+            shown = self._source.picture if values is None else blend(self._source.picture, values, **self._look())
+            tiles.append((shown, info["title"], self._caption(info)))
+        return contact_sheet(tiles, columns=columns, width=width)
+
+    def _caption(self, info: Mapping[str, Any]) -> str:
+        if info["state"] != "done":
+            return info["state"]
+        return (info.get("account") or {}).get("summary", "")
+
+    def _state_for_page(self) -> dict[str, Any]:
+        names = [name for name in self.keys if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")]
+        with self._lock:
+            return {**{name: getattr(self, name) for name in names}, "live": False, "_css": self._css}
+
+    def to_html(self) -> str:
+        """A page of its own: the same view, interactive, with no kernel and no network.
+
+        Returns
+        -------
+        str
+            HTML that holds picture, maps, code and style.
+        """
+        def packed(value: Any) -> Any:
+            if isinstance(value, bytes):
+                return {"base64": base64.b64encode(value).decode("ascii")}
+            raise TypeError(f"{type(value).__name__} has no place in a saved page")
+
+        def script(value: Any) -> str:
+            return json.dumps(value, default=packed).replace("<", "\\u003c")
+
+        return (self.page.replace("__STYLE__", str(self._css)).replace("__MODULE__", script(str(self._esm)))
+                .replace("__STATE__", script(self._state_for_page())))
+
+    def save(self, path: str | pathlib.Path) -> pathlib.Path:
+        """Write the view to a ``.html`` (interactive) or ``.png`` file.
+
+        Raises
+        ------
+        InputError
+            If the file name ends otherwise.
+        """
+        target = pathlib.Path(path)
+        if target.suffix == ".html":
+            target.write_text(self.to_html(), "utf-8")
+        elif target.suffix == ".png":
+            target.write_bytes(self.to_png())
+        else:
+            raise InputError(f"cannot save a view as {target.name!r}: give a name that ends in .html or .png.")
+        return target
+
+    def _static_html(self, png: str) -> str:
+        from html import escape
+
+        notes = [f"{info['title']}: {text}" for info in self.panels
+                 for text in [*info.get("warnings", []), (info.get("account") or {}).get("summary", "")] if text]
+        listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+        name = escape(repr(self))
+        return (f'<figure style="margin:0"><img alt="{name}" style="max-width:100%" src="data:image/png;base64,{png}">'
+                f'<figcaption>{name}{f"<ul>{listed}</ul>" if listed else ""}</figcaption></figure>')
+
+    def __repr__(self) -> str:
+        label = f", label={self.target}" if self.target >= 0 else ""
+        return (f"SaliencyWidget(methods={tuple(self.selected)}{label}, composite={self.rule!r}, "
+                f"size={self.width}x{self.height})")
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+        self.wait(self._patience)
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        png = base64.b64encode(self.to_png()).decode("ascii")
+        still = {"image/png": png, "text/html": self._static_html(png), "text/plain": repr(self)}
+        return {**data, **still}, metadata

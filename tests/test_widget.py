@@ -1,0 +1,214 @@
+"""The overlay widget on the kernel's side: state, workers, static pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saliency_lrp.errors import InputError, UnknownNameError
+from saliency_lrp.widget import SIGNS, SaliencyWidget, blend, colour_limit, colour_table
+
+from widget_source import KnownSource
+
+
+def make(selected=("lrp", "grad_x_input"), **options):
+    size = options.pop("size", 32)
+    source = KnownSource(size, pause=options.pop("pause", 0.02))
+    widget = SaliencyWidget(source, selected=selected, rule="epsilon", target=options.pop("target", 0), **options)
+    return widget, source
+
+
+def states(widget):
+    return {info["id"]: info["state"] for info in widget.panels}
+
+
+def test_all_selected_methods_appear_with_their_maps():
+    widget, source = make()
+    assert widget.wait(10)
+    assert states(widget) == {"lrp": "done", "grad_x_input": "done"}
+    np.testing.assert_array_equal(widget.maps()["lrp"], source._wave("lrp", 0, "epsilon"))
+    np.testing.assert_array_equal(np.frombuffer(widget.map_lrp, "<f4").reshape(32, 32), widget.maps()["lrp"])
+
+
+def test_a_rule_recomputes_traced_panels_only():
+    widget, source = make()
+    widget.wait(10)
+    source.calls.clear()
+    widget.rule = "epsilon_plus"
+    assert widget.wait(10)
+    assert source.calls == [("lrp", 0, "epsilon_plus")]
+    assert widget.panels[0]["title"] == "lrp · epsilon_plus"
+
+
+def test_a_class_recomputes_every_panel():
+    widget, source = make()
+    widget.wait(10)
+    source.calls.clear()
+    widget.target = 4
+    assert widget.wait(10)
+    assert sorted(source.calls) == [("grad_x_input", 4), ("lrp", 4, "epsilon")]
+
+
+def test_layer_channels_and_concept():
+    widget, source = make(selected=("lrp",))
+    widget.layer = "block.0"
+    assert widget.wait(10)
+    assert states(widget) == {"lrp": "done", "layer": "done"}
+    assert [entry["index"] for entry in widget.channels] == [3, 1, 7]
+    assert len(widget.channel_maps) == 3 * 8 * 8 * 4
+    widget.channel = 3
+    assert widget.wait(10)
+    assert ("concept", "block.0", 3, 0, "epsilon") in source.calls
+    assert list(states(widget)) == ["lrp", "layer", "concept"]
+    widget.layer = ""
+    assert widget.wait(10)
+    assert list(states(widget)) == ["lrp"]
+    assert widget.channel == -1 and widget.channels == [] and widget.map_concept == b""
+
+
+def test_another_layer_drops_the_concept_of_the_first():
+    widget, source = make(selected=("lrp",), layer="block.0", channel=3)
+    widget.wait(10)
+    widget.layer = "stem"
+    assert widget.wait(10)
+    assert list(states(widget)) == ["lrp", "layer"]
+    assert source.calls[-1] == ("layer", "stem", 0, "epsilon")
+
+
+def test_a_long_method_reports_progress_and_is_cancelled_while_others_finish():
+    widget, source = make(selected=("slow", "lrp"))
+    seen = threading.Event()
+
+    def look(change):
+        if any(info["id"] == "slow" and info.get("done") for info in change["new"]):
+            seen.set()
+
+    widget.observe(look, "panels")
+    assert seen.wait(10), "no progress reported"
+    assert not widget.wait(0)
+    widget._handle_custom_msg({"type": "cancel", "id": "slow"}, [])
+    assert widget.wait(5)
+    assert states(widget) == {"slow": "cancelled", "lrp": "done"}
+    assert "slow" not in widget.maps()
+
+
+def test_a_deselected_method_stops_and_frees_its_map():
+    widget, source = make(selected=("slow", "lrp"), pause=0.001)
+    widget.wait(10)
+    assert widget.map_slow
+    widget.selected = ["lrp"]
+    assert list(states(widget)) == ["lrp"]
+    assert widget.map_slow == b""
+    widget.selected = ["lrp", "grad_x_input"]
+    assert widget.wait(10)
+    assert states(widget)["grad_x_input"] == "done"
+
+
+def test_the_newest_question_wins():
+    widget, source = make(selected=("slow",), pause=0.01)
+    for target in (1, 2, 3):
+        widget.target = target
+    assert widget.wait(10)
+    np.testing.assert_array_equal(widget.maps()["slow"], source._wave("slow", 3))
+
+
+def test_a_failing_method_says_why_and_the_others_go_on():
+    widget, _ = make(selected=("broken", "lrp"))
+    assert widget.wait(10)
+    assert states(widget) == {"broken": "failed", "lrp": "done"}
+    assert widget.panels[0]["warnings"] == ["ValueError: this method cannot do it"]
+
+
+def test_nan_is_shown_as_zero_with_a_warning():
+    source = KnownSource()
+    wave = source._wave
+    source._wave = lambda *what: np.where(np.arange(32) == 5, np.nan, wave(*what))
+    widget = SaliencyWidget(source, selected=("grad_x_input",), rule="epsilon", target=0)
+    assert widget.wait(10)
+    assert np.isfinite(widget.maps()["grad_x_input"]).all()
+    assert "NaN" in widget.panels[0]["warnings"][0]
+
+
+@pytest.mark.parametrize("name, options", [
+    ("method", {"selected": ("lpr",)}), ("layer", {"layer": "blok.0"}), ("colour map", {"cmap": "RdBu_rr"})])
+def test_unknown_names_are_refused_with_a_hint(name, options):
+    with pytest.raises(UnknownNameError, match=f"unknown {name} .* Did you mean"):
+        make(**options)
+
+
+def test_an_impossible_class_is_refused():
+    widget, _ = make()
+    with pytest.raises(InputError, match="0 to 11"):
+        widget.target = 12
+
+
+def test_top_classes_are_listed_with_probabilities_and_the_chosen_one():
+    widget, source = make(target=9)
+    assert [entry["index"] for entry in widget.top] == [0, 1, 2, 3, 4, 9]
+    assert widget.top[0]["probability"] == pytest.approx(float(source.probabilities[0]))
+
+
+def test_one_bundle_with_widget_picture_html_and_text():
+    widget, _ = make()
+    data, metadata = widget._repr_mimebundle_()
+    assert set(data) == {"application/vnd.jupyter.widget-view+json", "image/png", "text/html", "text/plain"}
+    assert data["text/plain"] == "SaliencyWidget(methods=('lrp', 'grad_x_input'), label=0, composite='epsilon', size=32x32)"
+    assert data["image/png"] in data["text/html"]
+    assert "98.7 % conserved" in data["text/html"]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))))
+    assert picture.shape[2] == 3 and picture.std() > 10
+    assert not hasattr(widget, "_ipython_display_")
+
+
+def test_the_picture_shows_the_maps_as_blended():
+    widget, source = make(selected=("lrp",))
+    widget.wait(10)
+    sheet = np.asarray(Image.open(io.BytesIO(widget.to_png(columns=2, width=32))))
+    expected = blend(source.picture, widget.maps()["lrp"])
+    hits = [(y, x) for y in range(sheet.shape[0] - 31) for x in (10, 52)
+            if np.array_equal(sheet[y:y + 32, x:x + 32], expected)]
+    assert len(hits) == 1
+
+
+def test_save(tmp_path):
+    widget, _ = make()
+    widget.wait(10)
+    assert widget.save(tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    page = widget.save(tmp_path / "a.html").read_text("utf-8")
+    assert "http://" not in page and "https://" not in page
+    with pytest.raises(InputError, match=r"\.html or \.png"):
+        widget.save(tmp_path / "a.jpg")
+
+
+def test_zero_is_transparent_and_the_map_symmetric():
+    picture = np.full((1, 3, 3), 90, np.uint8)
+    out = blend(picture, np.array([[-2.0, 0.0, 2.0]]), opacity=1, percentile=100)
+    lut = colour_table("RdBu_r")
+    np.testing.assert_array_equal(out[0], [lut[0], [90, 90, 90], lut[255]])
+
+
+def test_colour_limit_of_sparse_and_empty_maps():
+    sparse = np.zeros((10, 10))
+    sparse[0, 0] = -3
+    assert colour_limit(sparse, 90) == 3
+    assert colour_limit(np.zeros((4, 4)), 99) == 0
+    np.testing.assert_array_equal(blend(np.full((4, 4, 3), 7, np.uint8), np.zeros((4, 4))), 7)
+
+
+def test_sign_keeps_one_side():
+    t = np.array([-1.0, 0.0, 1.0])
+    assert [list(SIGNS[name](t)) for name in ("both", "positive", "negative")] == [[-1, 0, 1], [0, 0, 1], [-1, 0, 0]]
+
+
+def test_closing_stops_the_workers():
+    widget, _ = make(selected=("slow",))
+    widget.close()
+    assert widget.wait(5)
+    lane = widget._lanes[False]
+    lane.close(5)
+    assert lane._thread is None
