@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from saliency_lrp.errors import InputError
+from .errors import InputError
 
 __all__ = ["DEMO_CLASSES", "DemoData", "DemoImage", "DemoNet", "demo_dataset", "demo_images", "load_demo_model"]
 
