@@ -53,7 +53,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     author="The saliency_lrp developers",
-    keywords="explainability, saliency, LRP, layer-wise relevance propagation, attribution, Jupyter, TensorWatch",
+    keywords="explainability, saliency, LRP, layer-wise relevance propagation, attribution, Jupyter",
     classifiers=[
         "Development Status :: 4 - Beta",
         "Framework :: Jupyter",

@@ -1,6 +1,6 @@
-"""A small residual network and a small vision transformer for the demo data, to compare methods on other architectures.
+"""A small residual network and a small vision transformer for the demo data.
 
-Both map (N, 3, 64, 64) to (N, 10) logits and carry the demo data's `preprocessing` and `class_names`.
+Other architectures than the demo network's, to compare methods on. Both map (N, 3, 64, 64) to (N, 10) logits and carry the demo data's `preprocessing` and `class_names`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _DemoArchitecture(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a shortcut, written as people write them: one ReLU module, used twice, in place."""
+    """Two convolutions and a shortcut, as people write them: one ReLU module, used twice, in place."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -104,8 +104,8 @@ class SmallViT(_DemoArchitecture):
     def __init__(self, width: int = 96, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
         self.patch_embedding = nn.Sequential(
-            nn.Conv2d(3, 24, 3, 2, 1), nn.GELU(),
-            nn.Conv2d(24, 48, 3, 2, 1), nn.GELU(),
+            nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.GELU(),
+            nn.Conv2d(24, 48, 3, 2, 1, bias=False), nn.BatchNorm2d(48), nn.GELU(),
             nn.Conv2d(48, width, 2, 2),
         )  # fmt: skip
         tokens = (IMAGE_SIZE // 8) ** 2 + 1

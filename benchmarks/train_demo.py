@@ -1,6 +1,7 @@
 """Train the demo network on the demo data and write its weights: `python benchmarks/train_demo.py`.
 
-`--model resnet` and `--model vit` train the architectures of `benchmarks/models.py` on the same data, `--out` says where to.
+`--model resnet` and `--model vit` train the architectures of `benchmarks/models.py` on the same data;
+`--out` says where to.
 Prints the accuracy on held-out images, whose digits and backgrounds were never trained on.
 """
 
@@ -22,7 +23,7 @@ from benchmarks.models import SmallResNet, SmallViT  # noqa: E402
 from saliency_lrp.demo import WEIGHTS, DemoData, DemoNet, demo_dataset  # noqa: E402
 
 ARCHITECTURES = {"cnn": DemoNet, "resnet": SmallResNet, "vit": SmallViT}
-# Passes over fresh images, and the highest learning rate: what each needs to get above the accuracy its tests ask for.
+# Passes over fresh images, and the highest learning rate.
 RECIPES = {"cnn": (8, 1e-2), "resnet": (10, 1e-2), "vit": (30, 1e-3)}
 
 
@@ -67,7 +68,7 @@ def main() -> None:
     """Train, report, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=ARCHITECTURES, default="cnn")
-    parser.add_argument("--out", type=Path, help="weights to write (default, for the cnn only: those of the package)")
+    parser.add_argument("--out", type=Path, help="weights to write (default for the cnn: the package's)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     out = options.out or (WEIGHTS if options.model == "cnn" else None)

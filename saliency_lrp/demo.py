@@ -1,15 +1,16 @@
 """A small trained network and real images on which the true place of the object is known.
 
-Each image is a handwritten digit (scikit-learn's `load_digits`: 8 x 8 scans of real handwriting) pasted at a random place,
-size and colour on a crop of a photograph that ships with scikit-image. What the network should look at is therefore known
-exactly, so a saliency map can be *measured*, not only admired. Nothing is downloaded.
+Each image is a handwritten digit (scikit-learn's `load_digits`: 8 x 8 scans of real handwriting) pasted at a
+random place, size and colour on a crop of a photograph that ships with scikit-image. What the network should
+look at is therefore known exactly, so a saliency map can be *measured*, not only admired. Nothing is downloaded.
 
-Training and test images share neither digits nor parts of photographs. `benchmarks/train_demo.py` trains the weights.
+Training and test images share neither digits nor parts of photographs. `benchmarks/train_demo.py` trains the
+weights.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,15 @@ from torch import nn
 
 from .errors import InputError
 
-__all__ = ["DEMO_CLASSES", "DemoData", "DemoImage", "DemoNet", "demo_dataset", "demo_images", "load_demo_model"]
+__all__ = [
+    "DEMO_CLASSES",
+    "DemoData",
+    "DemoImage",
+    "DemoNet",
+    "demo_dataset",
+    "demo_images",
+    "load_demo_model",
+]
 
 DEMO_CLASSES = tuple(f"digit {digit}" for digit in range(10))
 IMAGE_SIZE = 64
@@ -40,7 +49,7 @@ MIN_CONTRAST = 0.3  # least difference in luminance between a digit and the pixe
 
 
 class DemoImage(NamedTuple):
-    """One image: `image` (RGB, 64 x 64), its `label` (0 to 9) and where the digit is (`mask`, 64 x 64 bool)."""
+    """One image: `image` (64 x 64 RGB), its `label` (0 to 9), where the digit is (`mask`, 64 x 64 bool)."""
 
     image: Image.Image
     label: int
@@ -48,7 +57,10 @@ class DemoImage(NamedTuple):
 
 
 class DemoData(NamedTuple):
-    """Many images as tensors: `inputs` (N, 3, 64, 64) float32 as the model wants them, `labels` (N,), `masks` (N, 64, 64) bool."""
+    """Many images as tensors.
+
+    `inputs` are (N, 3, 64, 64) float32 as `DemoNet` wants them, `labels` (N,), `masks` (N, 64, 64) bool.
+    """
 
     inputs: torch.Tensor
     labels: torch.Tensor
@@ -60,7 +72,7 @@ def _block(inputs: int, outputs: int, pool: nn.Module) -> list[nn.Module]:
 
 
 class DemoNet(nn.Module):
-    """Convolution, batch norm, ReLU and pooling four times, then a linear layer: (N, 3, 64, 64) to (N, 10) logits."""
+    """Convolution, batch norm, ReLU, pooling, four times; then a linear layer: (N, 3, 64, 64) to (N, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +125,7 @@ def demo_images(n: int, seed: int = 0, split: str = "test", mask: str = "box") -
 
 
 def demo_dataset(n: int, seed: int = 0, split: str = "test", mask: str = "box") -> DemoData:
-    """Make `n` images as tensors, normalised as `DemoNet` wants them; the arguments are those of `demo_images`."""
+    """Make `n` images as tensors, normalised for `DemoNet`; the arguments are those of `demo_images`."""
     images, labels, masks = zip(*demo_images(n, seed, split, mask), strict=True)
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -129,7 +141,7 @@ def _check(n: int, split: str, mask: str) -> None:
             raise InputError(f"{name}={given!r}: expected one of {', '.join(map(repr, known))}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The digits of a split: (N, 8, 8) ink in [0, 1], and (N,) labels."""
     from sklearn.datasets import load_digits
@@ -143,7 +155,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return parts[first], parts[2 + first]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _backgrounds(split: str) -> tuple[Image.Image, ...]:
     """The part of each photograph that belongs to a split."""
     from skimage import data
@@ -180,7 +192,8 @@ def _crop(rng: np.random.Generator, background: Image.Image) -> np.ndarray:
     left = int(rng.integers(background.width - side + 1))
     top = int(rng.integers(background.height - side + 1))
     square = background.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR), dtype=np.float64) / 255
+    resized = square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float64) / 255
 
 
 def _enlarge(digit: np.ndarray, side: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
     required = os.environ.get("SALIENCY_LRP_REQUIRE", "").split(",")
     missing = {
         "cuda": None if torch.cuda.is_available() else "no CUDA device on this machine",
-        "browser": None if find_chromium() else "no Chromium on this machine (Debian: apt-get install chromium)",
+        "browser": None if find_chromium() else "no Chromium on this machine (apt-get install chromium)",
     }
     for item in items:
         for marker, reason in missing.items():

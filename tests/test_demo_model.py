@@ -23,7 +23,7 @@ def test_the_network_classifies_held_out_images(model):
 
 
 def test_the_network_looks_at_the_digit_not_at_the_background(model):
-    """Where the digit is pasted elsewhere on the same background, the answer stays; without it, confidence is gone."""
+    """Paint the digit over and the answer is gone."""
     data = demo.demo_dataset(200, seed=5)
     background = data.inputs.median(dim=0).values  # one picture without any digit in it
     with torch.no_grad():
