@@ -278,5 +278,7 @@ class Explainer:
             result = self.attribute(x, Question(self.model, ind))
         result = result.detach().to(inp)
         if not torch.isfinite(result).all():
-            raise InputError(f"{type(self).__name__} produced NaN or infinite values for this model and input.")
+            raise InputError(
+                f"{type(self).__name__} produced NaN or infinite values for this model and input."
+            )
         return result

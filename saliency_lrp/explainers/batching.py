@@ -68,7 +68,9 @@ def samples_per_pass(model: nn.Module, x: Tensor, run: Callable[[Tensor], object
 
 
 @contextmanager
-def progress(forward: Callable[[Tensor], Tensor], total: int, title: str) -> Iterator[Callable[[Tensor], Tensor]]:
+def progress(
+    forward: Callable[[Tensor], Tensor], total: int, title: str
+) -> Iterator[Callable[[Tensor], Tensor]]:
     """Wrap `forward` so that a bar counts the samples that went through it.
 
     The bar appears on standard error after one second and goes away when done.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Explainer, Question
-from .batching import progress, samples_per_pass
+from .batching import progress
 from .cam import class_activation, spread
 from .gradient import RandomExplainer, noise_scale
 from .registry import get, register_explainer

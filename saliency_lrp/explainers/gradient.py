@@ -100,7 +100,11 @@ class RandomExplainer(Explainer):
         maps = []
         for i in range(len(x)):
             torch.manual_seed(self.seed)
-            maps.append(self.attribute_one(x[i : i + 1], question, None if target is None else target[i : i + 1], batch))
+            maps.append(
+                self.attribute_one(
+                    x[i : i + 1], question, None if target is None else target[i : i + 1], batch
+                )
+            )
         return torch.cat(maps)
 
     def attribute_one(self, x: Tensor, question: Question, target: Tensor | None, batch: int) -> Tensor:
