@@ -235,6 +235,7 @@ class Panel {
     const lut = board.lut();
     this.canvas.width = board.width;
     this.canvas.height = board.height;
+    this.canvas.classList.toggle("saliency-coarse", board.width < 160); // show true pixels, not a blur
     this.pixels = this.context.createImageData(board.width, board.height);
     this.overlay = null;
     if (this.values) {
@@ -513,7 +514,8 @@ class Board {
       oninput: () => this.showLayerName(), onchange: () => this.askLayer() });
     this.layerText = h("output", { className: "saliency-layer" });
     this.methodBoxes = h("div", { className: "saliency-methods" });
-    this.methodList = h("details", { className: "saliency-control" }, h("summary", {}, "Methods"), this.methodBoxes);
+    this.methodCount = h("summary");
+    this.methodList = h("details", { className: "saliency-control" }, this.methodCount, this.methodBoxes);
     this.layerControl = labelled("Layer", this.layerSlider, this.layerText);
     this.layerControl.classList.add("saliency-wide");
     this.asking = h("div", { className: "saliency-controls", hidden: !this.live },
@@ -579,6 +581,7 @@ class Board {
 
   showMethods() {
     const selected = this.model.get("selected");
+    this.methodCount.textContent = `Methods: ${selected.length} shown`;
     const focused = this.methodBoxes.contains(document.activeElement) ? document.activeElement.value : null;
     this.methodBoxes.replaceChildren(...this.model.get("methods").map((name) => {
       const box = h("input", { type: "checkbox", value: name, checked: selected.includes(name),
