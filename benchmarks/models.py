@@ -1,6 +1,7 @@
 """A small residual network and a small vision transformer for the demo data.
 
-Other architectures than the demo network's, to compare methods on. Both map (N, 3, 64, 64) to (N, 10) logits and carry the demo data's `preprocessing` and `class_names`.
+They let methods be compared on other architectures than the demo network's. Both map (N, 3, 64, 64) to
+(N, 10) logits and carry the demo data's `preprocessing` and `class_names`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Each image is a handwritten digit (scikit-learn's `load_digits`: 8 x 8 scans of real handwriting) pasted at a
 random place, size and colour on a crop of a photograph that ships with scikit-image. What the network should
-look at is therefore known exactly, so a saliency map can be *measured*, not only admired. Nothing is downloaded.
+look at is therefore known exactly, so a saliency map can be *measured*, not only admired. Nothing is
+downloaded.
 
 Training and test images share neither digits nor parts of photographs. `benchmarks/train_demo.py` trains the
 weights.

@@ -1,8 +1,8 @@
 """Import torchvision on a CPU-only PyTorch.
 
-torchvision's published wheel is a CUDA build: its import expects two operators that only its compiled library defines.
-Declaring their schemas is enough for everything in torchvision that is plain PyTorch (models, transforms, weights).
-Tests and benchmarks use this; the package itself never declares foreign operators.
+torchvision's published wheel is a CUDA build: its import expects two operators that only its compiled library
+defines. Declaring their schemas is enough for everything in torchvision that is plain PyTorch (models,
+transforms, weights). Tests and benchmarks use this; the package itself never declares foreign operators.
 """
 
 from __future__ import annotations
