@@ -1,0 +1,409 @@
+"""Composites: which site gets which rule.
+
+A composite is a table of ``(selector, rule)``; a site gets the rule of the first row that selects it *and* whose rule
+is defined for its kind, and the row of its kind in the defaults where no row does. Selectors are
+
+* a module class: sites called by such a module (``nn.Conv2d``),
+* a string: a glob on the module path (``"layer4.*"``),
+* :func:`kind`, :func:`family`, :func:`op`: what the site computes,
+* :func:`first`, :func:`last`, :func:`until`: execution order among the linear sites,
+* any predicate ``site -> bool``; and a tuple of selectors, which selects what all of them do.
+
+``base | override`` puts the rows of ``override`` before those of ``base``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+from . import rules as r
+from .errors import InputError, unknown_name
+from .rules import Rule
+
+Selector = type | str | Callable[[Any], bool] | tuple
+Row = tuple[Selector, Rule]
+
+# ------------------------------------------------------------------------------------------------ selectors
+
+
+class Where:
+    """A named predicate on sites, so that tables print readably."""
+
+    def __init__(self, name: str, test: Callable[[Any], bool]) -> None:
+        self.name = name
+        self.test = test
+
+    def __call__(self, site: Any) -> bool:
+        return self.test(site)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def kind(*names: str) -> Where:
+    """Sites of these kinds, such as ``"linear"``, ``"sum"``, ``"softmax"``."""
+    return Where(f"kind({', '.join(names)})", lambda site: site.kind in names)
+
+
+def family(*names: str) -> Where:
+    """Linear sites of these families: ``"convolution"``, ``"dense"``, ``"batch_norm"``."""
+    return Where(f"family({', '.join(names)})", lambda site: site.family in names)
+
+
+def op(*names: str) -> Where:
+    """Sites of these torch functions, by canonical name, such as ``"relu"``."""
+    return Where(f"op({', '.join(names)})", lambda site: site.op in names)
+
+
+def first(n: int = 1) -> Where:
+    """The first ``n`` linear sites in execution order."""
+    return Where(f"first({n})", lambda site: 0 <= site.rank < n)
+
+
+def until(k: int) -> Where:
+    """Linear sites up to and including the ``k``-th (counted from 0) in execution order."""
+    return Where(f"until({k})", lambda site: 0 <= site.rank <= k)
+
+
+def last(n: int = 1) -> Where:
+    """The last ``n`` linear sites in execution order."""
+    return Where(f"last({n})", lambda site: site.rank >= 0 and site.rank >= site.binding.linear_count - n)
+
+
+def at_output() -> Where:
+    """The site that computes the model's output."""
+    return Where("at_output()", lambda site: site.is_output)
+
+
+def selects(selector: Selector, site: Any) -> bool:
+    """Whether a selector selects a site."""
+    if isinstance(selector, tuple):
+        return all(selects(s, site) for s in selector)
+    if isinstance(selector, type):
+        return isinstance(site.module, selector)
+    if isinstance(selector, str):
+        return fnmatch.fnmatchcase(site.path, selector)
+    return bool(selector(site))
+
+
+# ------------------------------------------------------------------------------------------------ composites
+
+
+def defaults(epsilon: float = 1e-9, linear: Rule | None = None) -> list[Row]:
+    """The rows that every composite ends with: one per kind."""
+    return [
+        (kind("linear"), linear if linear is not None else r.Epsilon(epsilon)),
+        (kind("sum", "normalisation"), r.Norm(epsilon)),
+        (kind("activation", "scale"), r.Pass()),
+        (kind("gate"), r.SignalTakesAll(epsilon)),
+        (kind("product", "matmul"), r.Uniform(epsilon)),
+        # a model that ends in a softmax is explained from its logits
+        ((kind("softmax"), at_output()), r.Pass()),
+        (kind("softmax"), r.SoftmaxTaylor()),
+        (kind("attention"), r.AttentionAttnLRP(epsilon)),
+        (kind("unknown"), r.Taylor(epsilon)),
+    ]
+
+
+class Composite:
+    """A table from selectors to rules.
+
+    Parameters
+    ----------
+    rows : iterable of (selector, Rule)
+        Earlier rows win.
+    base : list of (selector, Rule), optional
+        What sites get that no row selects; by default LRP-ε, AttnLRP in attention.
+    name : str
+        For printing.
+
+    Examples
+    --------
+    >>> from saliency_lrp import composites, rules
+    >>> boxed = composites.get("epsilon_plus") | composites.Composite([(composites.first(), rules.ZBox(-2, 2))])
+    """
+
+    def __init__(self, rows: Iterable[Row], base: list[Row] | None = None, name: str = "custom") -> None:
+        self.rows = list(rows)
+        self.base = defaults() if base is None else base
+        self.name = name
+        for row in (*self.rows, *self.base):
+            if not (isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], Rule)):
+                raise InputError(
+                    f"a row of a composite is a pair (selector, rule), such as (nn.Conv2d, rules.ZPlus()); got {row!r}"
+                )
+
+    def rule_for(self, site: Any) -> Rule:
+        """The rule that a site gets."""
+        for selector, rule in (*self.rows, *self.base):
+            if rule.applies_to(site) and selects(selector, site):
+                return rule
+        raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
+
+    def __or__(self, override: Composite) -> Composite:
+        return Composite(override.rows + self.rows, self.base, f"{self.name} | {override.name}")
+
+    def explain(self, trace: Any) -> str:
+        """Which rule each site of a trace gets, as text, in execution order."""
+        lines = [f"{'#':>4}  {'module':<32} {'op':<20} {'kind':<14} rule"]
+        for site in trace.sites:
+            if not site.superseded:
+                lines.append(
+                    f"{site.index:>4}  {site.path:<32} {site.op:<20} {site.kind:<14} {self.rule_for(site)!r}"
+                )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        def show(selector: Selector) -> str:
+            if isinstance(selector, tuple):
+                return " & ".join(show(s) for s in selector)
+            return selector.__name__ if isinstance(selector, type) else repr(selector)
+
+        lines = [f"Composite {self.name!r}"]
+        lines += [f"  {show(s):<32} -> {rule!r}" for s, rule in self.rows]
+        lines += [f"  {show(s):<32} -> {rule!r}   (default)" for s, rule in self.base]
+        return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+COMPOSITES: dict[str, Callable[..., Composite]] = {}
+
+
+def register(name: str, build: Callable[..., Composite]) -> None:
+    """Give a composite a name; ``build(**options)`` makes it."""
+    COMPOSITES[name] = build
+
+
+def list_composites() -> list[str]:
+    """Names of all composites, sorted."""
+    return sorted(COMPOSITES)
+
+
+def get(composite: str | Composite | Rule | None, **options: Any) -> Composite:
+    """A composite by name, as it is, or made of one rule for every linear site.
+
+    Parameters
+    ----------
+    composite : str, Composite or Rule
+        A name of :func:`list_composites`, or a composite, or a rule on linear sites.
+    **options
+        For a name: the options of that composite, such as ``epsilon=1e-6``, ``gamma=0.25`` or ``low=-2, high=2``.
+    """
+    if composite is None:
+        composite = "auto"
+    if isinstance(composite, Composite):
+        return composite
+    if isinstance(composite, type) and issubclass(composite, Rule):
+        composite = composite()
+    if isinstance(composite, Rule):
+        base = defaults(epsilon=min(getattr(composite, "epsilon", 1e-9) or 1e-9, 1e-6))
+        return Composite([(kind("linear"), composite)], base, repr(composite))
+    if not isinstance(composite, str) or composite not in COMPOSITES:
+        raise unknown_name("composite", composite, COMPOSITES)
+    try:
+        return COMPOSITES[composite](**options)
+    except TypeError as error:
+        raise InputError(
+            f"composite {composite!r} does not take these options: {options} ({error})"
+        ) from error
+
+
+def _composite(name: str) -> Callable[[Callable[..., Composite]], Callable[..., Composite]]:
+    """Decorator: register a builder under ``name``."""
+
+    def add(build: Callable[..., Composite]) -> Callable[..., Composite]:
+        register(name, build)
+        return build
+
+    return add
+
+
+def convolution_and_dense(
+    name: str, convolution: Rule, dense: Rule, first_row: Row | None = None, epsilon: float = 1e-6
+) -> Composite:
+    """One rule for convolutions, one for dense layers, and perhaps one for the first layer."""
+    rows = [] if first_row is None else [first_row]
+    rows += [(family("convolution"), convolution), (family("dense"), dense)]
+    return Composite(rows, defaults(epsilon), name)
+
+
+@_composite("epsilon")
+def epsilon(epsilon: float = 1e-9, bias: str = "keep") -> Composite:
+    """LRP-ε on every linear site, AttnLRP in attention."""
+    return Composite([(kind("linear"), r.Epsilon(epsilon, bias=bias))], defaults(epsilon), "epsilon")
+
+
+@_composite("attnlrp")
+def attnlrp(epsilon: float = 1e-9) -> Composite:
+    """AttnLRP (Achtibat et al. 2024)."""
+    return Composite([], defaults(epsilon), "attnlrp")
+
+
+@_composite("cp_lrp")
+def cp_lrp(epsilon: float = 1e-9) -> Composite:
+    """CP-LRP (Ali et al. 2022): attention weights are constants."""
+    rows = [
+        (kind("matmul"), r.SignalTakesAll(epsilon)),
+        (kind("softmax"), r.Stop()),
+        (kind("attention"), r.AttentionCPLRP(epsilon)),
+    ]
+    return Composite([((kind("softmax"), at_output()), r.Pass()), *rows], defaults(epsilon), "cp_lrp")
+
+
+@_composite("epsilon_plus")
+def epsilon_plus(epsilon: float = 1e-6) -> Composite:
+    """z⁺ on convolutions, ε on dense layers (zennit's EpsilonPlus)."""
+    return convolution_and_dense("epsilon_plus", r.ZPlus(), r.Epsilon(epsilon))
+
+
+@_composite("epsilon_plus_flat")
+def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
+    """Like epsilon_plus, flat on the first layer (zennit's EpsilonPlusFlat)."""
+    return convolution_and_dense("epsilon_plus_flat", r.ZPlus(), r.Epsilon(epsilon), (first(), r.Flat()))
+
+
+@_composite("epsilon_alpha2_beta1")
+def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
+    """αβ with α = 2, β = 1 on convolutions, ε on dense layers."""
+    return convolution_and_dense("epsilon_alpha2_beta1", r.AlphaBeta(2, 1), r.Epsilon(epsilon))
+
+
+@_composite("epsilon_alpha2_beta1_flat")
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Composite:
+    """Like epsilon_alpha2_beta1, flat on the first layer."""
+    return convolution_and_dense(
+        "epsilon_alpha2_beta1_flat", r.AlphaBeta(2, 1), r.Epsilon(epsilon), (first(), r.Flat())
+    )
+
+
+@_composite("epsilon_gamma_box")
+def epsilon_gamma_box(
+    low: float | Tensor = -3.0, high: float | Tensor = 3.0, gamma: float = 0.25, epsilon: float = 1e-6
+) -> Composite:
+    """Generalised γ on convolutions, ε on dense layers, z^B on the first convolution (zennit's EpsilonGammaBox).
+
+    ``low`` and ``high`` bound the model's input; with images normalised by mean and std, ±3 holds all of them.
+    """
+    return convolution_and_dense(
+        "epsilon_gamma_box",
+        r.GeneralizedGamma(gamma),
+        r.Epsilon(epsilon),
+        ((first(), family("convolution")), r.ZBox(low, high)),
+    )
+
+
+@_composite("excitation_backprop")
+def excitation_backprop() -> Composite:
+    """z⁺ on every linear site, gradient at activations (Zhang et al. 2018)."""
+    rows = [(family("convolution", "dense"), r.ZPlus()), (kind("activation"), r.ExcitationBackprop())]
+    return Composite(rows, defaults(1e-6), "excitation_backprop")
+
+
+RELUS = ("relu", "relu6")
+
+
+def gradient_with(name: str, relu: Rule | None) -> Composite:
+    """The plain gradient everywhere, with another rule at ReLUs."""
+    rows: list[Row] = [] if relu is None else [(op(*RELUS), relu)]
+    return Composite(rows, [(lambda site: True, r.Gradient())], name)
+
+
+register("gradient", lambda: gradient_with("gradient", None))
+register("deconvnet", lambda: gradient_with("deconvnet", r.DeconvNet()))
+register("guided_backprop", lambda: gradient_with("guided_backprop", r.GuidedBackprop()))
+
+
+@_composite("e_rule")
+def e_rule(p: float = 1, epsilon: float = 1e-6) -> Composite:
+    """The e-rule of Pytorch-LRP and TensorWatch on every linear site; batch norms pass."""
+    return Composite(
+        [(kind("linear"), r.PassBatchNorm(r.Power(p, epsilon))), (kind("linear"), r.Power(p, epsilon))],
+        [(kind("softmax"), r.Pass()), *defaults(1e-9)],
+        "e_rule",
+    )
+
+
+@_composite("b_rule")
+def b_rule(beta: float = 0.5, epsilon: float = 1e-6) -> Composite:
+    """The b-rule of Pytorch-LRP and TensorWatch on every linear site; batch norms pass."""
+    return Composite(
+        [(kind("linear"), r.PassBatchNorm(r.Beta(beta, epsilon))), (kind("linear"), r.Beta(beta, epsilon))],
+        [(kind("softmax"), r.Pass()), *defaults(1e-9)],
+        "b_rule",
+    )
+
+
+# ---------------------------------------------------------------- iNNvestigate's analyzers, by their names
+
+#: rule of the one-rule analyzers; ``_IB`` ignores the bias
+INNVESTIGATE: dict[str, Callable[..., Rule]] = {
+    "lrp.z": lambda: r.Epsilon(1e-12),
+    "lrp.z_IB": lambda: r.Epsilon(1e-12, bias="zero"),
+    "lrp.epsilon": lambda epsilon=1e-7: r.Epsilon(epsilon),
+    "lrp.epsilon_IB": lambda epsilon=1e-7: r.Epsilon(epsilon, bias="zero"),
+    "lrp.w_square": lambda: r.WSquare(1e-12),
+    "lrp.flat": lambda: r.Flat(1e-12),
+    "lrp.alpha_beta": lambda alpha=2, beta=1, bias=True: r.AlphaBeta(
+        alpha, beta, 1e-12, "keep" if bias else "zero"
+    ),
+    "lrp.alpha_2_beta_1": lambda: r.AlphaBeta(2, 1, 1e-12),
+    "lrp.alpha_2_beta_1_IB": lambda: r.AlphaBeta(2, 1, 1e-12, "zero"),
+    "lrp.alpha_1_beta_0": lambda: r.AlphaBeta(1, 0, 1e-12),
+    "lrp.alpha_1_beta_0_IB": lambda: r.AlphaBeta(1, 0, 1e-12, "zero"),
+    "lrp.z_plus": lambda: r.ZPlus(1e-12, "zero"),
+    "lrp.z_plus_fast": lambda: r.ZPlus(1e-12, "zero"),
+}
+
+for _name, _rule in INNVESTIGATE.items():
+    register(
+        _name,
+        lambda _name=_name, _rule=_rule, **options: Composite(
+            [(kind("linear"), _rule(**options))], defaults(1e-12), _name
+        ),
+    )
+
+
+def _preset(name: str, convolution: Rule, flat: Selector | None) -> Callable[..., Composite]:
+    def build(epsilon: float = 0.1, until_idx: int | None = None) -> Composite:
+        selector = until(until_idx) if until_idx is not None else flat
+        rows = [] if selector is None else [(selector, r.Flat(1e-12))]
+        rows += [(family("convolution"), convolution), (family("dense"), r.Epsilon(epsilon))]
+        return Composite(rows, defaults(1e-12), name)
+
+    return build
+
+
+for _letter, _alpha in (("a", 1), ("b", 2)):
+    _rule_of_preset = r.AlphaBeta(_alpha, _alpha - 1, 1e-12)
+    for _ending, _flat in (("", None), ("_flat", first())):
+        _name = f"lrp.sequential_preset_{_letter}{_ending}"
+        register(_name, _preset(_name, _rule_of_preset, _flat))
+        register(_name.replace("preset", "composite"), COMPOSITES[_name])
+register(
+    "lrp.sequential_preset_b_flat_until_idx",
+    _preset("lrp.sequential_preset_b_flat_until_idx", r.AlphaBeta(2, 1, 1e-12), None),
+)
+
+
+@_composite("deep_taylor")
+def deep_taylor() -> Composite:
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ without bias on every linear site."""
+    return Composite([(kind("linear"), r.ZPlus(1e-12, "zero"))], defaults(1e-12), "deep_taylor")
+
+
+@_composite("deep_taylor_bounded")
+def deep_taylor_bounded(low: float | Tensor = -1.0, high: float | Tensor = 1.0) -> Composite:
+    """Like deep_taylor, z^B on the first layer, for inputs in [low, high]."""
+    rows = [(first(), r.ZBox(low, high, 1e-12)), (kind("linear"), r.ZPlus(1e-12, "zero"))]
+    return Composite(rows, defaults(1e-12), "deep_taylor_bounded")
+
+
+@_composite("auto")
+def auto(epsilon: float = 1e-6) -> Composite:
+    """What ``method="lrp"`` uses: z⁺ on convolutions, ε on dense layers, AttnLRP in attention."""
+    return convolution_and_dense("auto", r.ZPlus(), r.Epsilon(epsilon))

@@ -1,0 +1,87 @@
+"""LRP as a TensorWatch-style explainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..composites import Composite
+from ..errors import InputError
+from ..propagator import RelevancePropagator, Trace
+from ..report import Report
+from ..rules import Rule
+
+
+class LrpExplainer:
+    """Layer-wise relevance propagation with TensorWatch's explainer interface.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model; it is left exactly as it was.
+    composite : str, Composite or Rule
+        Which site gets which rule; see ``list_composites()``.
+    seed : {"logit", "one", "contrastive"}, tensor or callable
+        What starts at the output; see ``Trace.relevance``.
+    unknown : {"warn", "error"}
+        What to do about functions that are not understood.
+    account : bool
+        Keep the account of relevance with each explanation (``.report``).
+
+    Attributes
+    ----------
+    report : Report or None
+        The account of the last explanation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str | Composite | Rule = "auto",
+        seed: Any = "logit",
+        unknown: str = "warn",
+        account: bool = False,
+    ) -> None:
+        self.propagator = RelevancePropagator(model, composite, unknown)
+        self.seed = seed
+        self.account = account
+        self.report: Report | None = None
+
+    def explain(self, inp: Tensor, ind: Any = None, raw_inp: Any = None) -> Tensor:
+        """Relevance of each input value.
+
+        Parameters
+        ----------
+        inp : Tensor, shape (N, ...)
+            A batch on the model's device.
+        ind : None, int, tensor, sequence or callable
+            What is explained: the arg-max, one class, or one class per item.
+        raw_inp
+            Unused; part of TensorWatch's interface.
+
+        Returns
+        -------
+        Tensor
+            Signed relevance; shape, dtype and device of ``inp``.
+
+        Raises
+        ------
+        InputError
+            If the input or output has NaN or infinite values, or ``ind`` is out of range.
+        """
+        if not isinstance(inp, Tensor):
+            raise InputError(f"inp must be a torch tensor, got {type(inp).__name__}")
+        if (inp.is_floating_point() or inp.is_complex()) and not bool(torch.isfinite(inp).all()):
+            raise InputError(
+                f"the input has {int((~torch.isfinite(inp)).sum())} values that are NaN or infinite"
+            )
+        if inp.dim() > 0 and inp.shape[0] == 0:
+            return torch.zeros_like(inp)
+        trace: Trace = self.propagator.trace(inp)
+        R = trace.relevance(ind, self.seed, account=self.account, retain=False)
+        self.report = trace._report
+        trace.warn()
+        assert isinstance(R, Tensor)
+        return R

@@ -1,0 +1,125 @@
+"""Element-wise activations: relevance passes unchanged (rule ``Pass``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import BOUNDED, GATE, PLAIN, Call, tag_of
+from .registry import handles, kind
+from .site import Site, fill
+
+#: Activations whose output is never negative.
+NONNEGATIVE = frozenset(
+    "relu relu6 sigmoid hardsigmoid softplus exp exp2 square abs softmax sqrt norm threshold_relu".split()
+)
+#: Outputs that multiply a signal rather than being one.
+GATES = frozenset("sigmoid hardsigmoid expit exp exp2 rsqrt reciprocal log_sigmoid".split())
+#: Bounded outputs: a gate once a constant is added, or where never negative.
+BOUND = frozenset("tanh erf erfc".split())
+#: Activations whose gradient can be told from the output alone, so that an in-place call need not copy its input.
+FROM_OUTPUT = frozenset("relu relu6".split())
+
+
+class ActivationSite(Site):
+    """``y = f(x)``, one value at a time."""
+
+    kind = "activation"
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.from_output = self.op in FROM_OUTPUT
+
+    @property
+    def keeps_inputs(self) -> bool:  # type: ignore[override]
+        return not self.from_output
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        # relu-like: the output has the input's shape, and its sign tells all that rules ask of the input
+        return (self.output,) if self.from_output else tuple(t for t in self.saved if t is not None)
+
+    def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        if self.from_output:
+            y = self.output
+            return (c * ((y > 0) if self.op == "relu" else (y > 0) & (y < 6)),)
+        with torch.enable_grad():
+            x = self.input.detach().requires_grad_(True)
+            out = self.func(
+                *fill(self.args, [x.clone()]), **{k: fill(v, [x]) for k, v in self.kwargs.items()}
+            )
+        return torch.autograd.grad(out, x, c.to(out.dtype))
+
+
+@kind(
+    "activation",
+    *"relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid softplus".split(),
+    *"softsign tanhshrink softshrink hardshrink threshold tanh sigmoid logsigmoid log_sigmoid expit erf erfc".split(),
+    *"clamp clamp_min clamp_max clip abs absolute exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square".split(),
+    *"reciprocal sin cos tan asin acos atan sinh cosh asinh acosh atanh arctan neg negative logit erfinv".split(),
+    *"pow float_power __pow__ sinc".split(),
+)
+def activation(call: Call) -> Any:
+    if len(call.activations) > 1:  # a slope or bound computed from the input: prelu, clamp, x ** y
+        return parametrised(call)
+    x = call.activations[0]
+    if call.args and x is not call.args[0] and not call.is_activation(call.kwargs.get("input")):
+        from .unknown import unknown
+
+        return unknown(call)  # constant ** x and the like
+    tag = tag_of(x)
+    nonnegative = call.name in NONNEGATIVE or (
+        call.name in KEEPS_SIGN and tag is not None and tag.nonnegative
+    )
+    return call.node(ActivationSite(call), gate=gate_level(call, tag), nonnegative=nonnegative)
+
+
+#: Activations that map non-negative values to non-negative values.
+KEEPS_SIGN = frozenset(
+    "leaky_relu prelu elu selu gelu silu mish hardswish hardtanh tanh erf pow clamp_max log1p tanhshrink".split()
+)
+
+
+def gate_level(call: Call, tag: Any) -> int:
+    """How much the result looks like a gate."""
+    if call.name in GATES or (call.name == "pow" and _negative_power(call)):
+        return GATE
+    if call.name in BOUND:
+        return GATE if tag is not None and tag.nonnegative else BOUNDED
+    if call.name in ("clamp", "clamp_min", "clamp_max", "sqrt", "neg", "negative", "abs", "square", "clip"):
+        return tag.gate if tag is not None else PLAIN
+    return PLAIN
+
+
+def _negative_power(call: Call) -> bool:
+    power = call.arg(1, "exponent", 1)
+    return isinstance(power, int | float) and power < 0
+
+
+def parametrised(call: Call) -> Any:
+    """The first activation is the signal; slopes and bounds computed from the input count as constants."""
+    call.interceptor.note(
+        f"{call.name} at {call.path!r}: its parameter depends on the input; it counts as a constant"
+    )
+    return call.node(ActivationSite(call), [call.activations[0]])
+
+
+class GLUSite(Site):
+    """``a · sigmoid(b)`` of the two halves of one tensor: b is a gate, the signal a takes all."""
+
+    kind = "gate"
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.dim = call.arg(1, "dim", -1)
+
+    def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
+        """The relevance of both halves; ``shares`` counts the one tensor that holds them."""
+        return (torch.cat([R, torch.zeros_like(R)], self.dim),)
+
+
+@handles("glu")
+def glu(call: Call) -> Any:
+    return call.node(GLUSite(call))

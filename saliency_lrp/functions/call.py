@@ -1,0 +1,219 @@
+"""One intercepted call: what a handler gets, and how it makes a site of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .site import Site, Slot, iter_tensors
+
+#: How much a tensor looks like a gate: 0 a plain activation, 1 bounded (tanh, erf), 2 a gate (sigmoid, softmax, rsqrt).
+PLAIN, BOUNDED, GATE = 0, 1, 2
+
+
+class Tag:
+    """What the interceptor knows of an activation; rides on the tensor itself."""
+
+    __slots__ = ("trace", "site", "gate", "nonnegative", "source", "source_version")
+
+    def __init__(
+        self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False
+    ) -> None:
+        self.trace = trace
+        self.site = site
+        self.gate = gate
+        self.nonnegative = nonnegative
+        #: the activation a linear site read, and its version then: lets a batch norm fold into that site
+        self.source: Tensor | None = None
+        self.source_version = -1
+
+
+def tag_of(tensor: Tensor) -> Tag | None:
+    """The tensor's tag, or None for a constant."""
+    return getattr(tensor, "_saliency_lrp", None)
+
+
+class _Node(torch.autograd.Function):
+    """The autograd node of a site: forward is the original call, backward hands relevance on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, site: Site, run: Callable[[], Tensor], dirty: Tensor | None, *activations: Tensor
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.site = site
+        ctx.n = len(activations)
+        out = run()
+        if dirty is not None:
+            ctx.mark_dirty(dirty)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, R: Tensor | None) -> tuple[Any, ...]:
+        if R is None:
+            return (None,) * (3 + ctx.n)
+        R_in = ctx.site.propagate(R)
+        return (None, None, None, *R_in)
+
+
+class Call:
+    """One intercepted call of a torch function that has at least one activation among its arguments.
+
+    Attributes
+    ----------
+    func, name : callable, str
+        The function, and its canonical name without ``_`` of in-place variants and ``__`` of operators.
+    args, kwargs
+        As the model passed them.
+    activations : list of Tensor
+        The distinct arguments that depend on the model's input.
+    inplace : bool
+        Whether the call writes its result into its first argument.
+    """
+
+    __slots__ = (
+        "func",
+        "name",
+        "args",
+        "kwargs",
+        "activations",
+        "inplace",
+        "interceptor",
+        "path",
+        "module",
+        "binding",
+    )
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        activations: list[Tensor],
+        inplace: bool,
+        interceptor: Any,
+    ) -> None:
+        self.func = func
+        self.name = name
+        self.args = args
+        self.kwargs = kwargs
+        self.activations = activations
+        self.inplace = inplace
+        self.interceptor = interceptor
+        self.path, self.module = interceptor.location()
+        self.binding = interceptor.binding
+
+    # ------------------------------------------------------------------ arguments
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def is_activation(self, value: Any) -> bool:
+        """Whether a value depends on the model's input."""
+        return any(value is a for a in self.activations)
+
+    # ------------------------------------------------------------------ ways to carry the call out
+
+    def native(self) -> Any:
+        """Let autograd carry relevance as it is: right for views and other routing."""
+        if self.inplace:
+            self.interceptor.before_write(self.args[0])
+        return self.func(*self.args, **self.kwargs)
+
+    def constant(self) -> Any:
+        """The result does not carry relevance."""
+        if self.inplace:
+            self.interceptor.before_write(self.args[0])
+        with torch.no_grad():
+            return self.func(*self.args, **self.kwargs)
+
+    def node(
+        self,
+        site: Site,
+        activations: list[Tensor] | None = None,
+        gate: int = PLAIN,
+        nonnegative: bool = False,
+    ) -> Tensor:
+        """Run the call as one autograd node whose backward is ``site.propagate``.
+
+        Parameters
+        ----------
+        site : Site
+            What hands relevance back; its inputs are ``activations``.
+        activations : list of Tensor, optional
+            The tensors that receive relevance; by default all activations of the call.
+        gate, nonnegative
+            What is known of the result.
+        """
+        tensors = self.activations if activations is None else activations
+        tracer = self.interceptor
+        site.index = tracer.register(site)
+        site.arity = len(tensors)
+        tags = [tag_of(t) for t in tensors]
+        site.parents = tuple(t.site.index if t is not None and t.site is not None else None for t in tags)
+        if not site.args and not site.kwargs:
+            site.args = tuple(_stored(v, tensors) for v in self.args)
+            site.kwargs = {k: _stored(v, tensors) for k, v in self.kwargs.items()}
+        if site.keeps_inputs:
+            site.saved = [t.detach() for t in tensors]
+            for k, t in enumerate(site.saved):
+                tracer.remember(t, site, k)
+        target = self.args[0] if self.inplace else None
+        if target is not None:
+            tracer.before_write(target)
+            if not any(target is t for t in tensors):
+                # a constant buffer that an activation is written into
+                tensors = [target, *tensors]
+                site = _Overwriting(site, self)
+
+        def run() -> Tensor:
+            out = self.func(*self.args, **self.kwargs)
+            if site.keeps_output:
+                site.result = out.detach()
+                tracer.remember(site.result, site, -1)
+            return out
+
+        out = _Node.apply(site, run, target, *tensors)
+        return tracer.tag(out, Tag(tracer.token, site, gate, nonnegative))
+
+    def reroute(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run other torch code with interception on: its calls become sites in place of this one."""
+        with self.interceptor:
+            return func(*args, **kwargs)
+
+
+class _Overwriting(Site):
+    """A site that writes into a constant buffer: the buffer gets no relevance, the others get the inner site's."""
+
+    def __init__(self, inner: Site, call: Call) -> None:
+        super().__init__(call)
+        self.inner = inner
+        self.index, self.parents = inner.index, inner.parents
+        self.kind = inner.kind  # type: ignore[misc]
+
+    @property
+    def keeps_output(self) -> bool:  # type: ignore[override]
+        return self.inner.keeps_output
+
+    def propagate(self, R: Tensor) -> tuple[Tensor | None, ...]:
+        self.inner.result = self.result
+        return (None, *self.inner.propagate(R))
+
+
+def _stored(value: Any, tensors: list[Tensor]) -> Any:
+    """An argument as a site may keep it: activations become slots, so that no graph is kept alive."""
+    if isinstance(value, Tensor):
+        for k, t in enumerate(tensors):
+            if value is t:
+                return Slot(k)
+        return value.detach() if value.requires_grad else value
+    if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in iter_tensors(tuple(value), {})):
+        return type(value)(_stored(v, tensors) for v in value)
+    return value

@@ -1,0 +1,499 @@
+"""Linear functions: dense layers, convolutions of any kind, matrix products with a constant, batch norms (eval)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..rules import Rule, working
+from .call import Call, tag_of
+from .registry import handles
+from .site import Site
+
+
+class LinearSite(Site):
+    """``z = L(a, w) + b``, linear in the activation ``a`` and in the constant ``w``.
+
+    Subclasses give ``forward`` and ``transpose`` for any weight. A batch norm that directly follows is folded at run
+    time: ``weight`` and ``bias`` are then those of the merged layer, and ``output`` is the batch norm's.
+    """
+
+    kind = "linear"
+    #: axis of the output that the bias and a folded batch norm run along (negative: from the end)
+    channel_axis = -1
+
+    def __init__(self, call: Call, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(call)
+        self.own_weight = weight.detach()
+        self.own_bias = None if bias is None else bias.detach()
+        self.batch_norm: Affine | None = None
+        self.has_own_input = True
+
+    # ------------------------------------------------------------------ what rules see
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return tuple(working(t) for t in self.saved if t is not None)
+
+    @property
+    def output(self) -> Tensor:
+        if self.result is None:
+            with torch.no_grad():
+                z = self.forward(self.input, working(self.own_weight))
+                z = z if self.own_bias is None else z + self.as_output(working(self.own_bias))
+                self.result = z if self.batch_norm is None else self.batch_norm.apply(z, self.channel_axis)
+        return working(self.result)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, with a following batch norm folded in."""
+        w = working(self.own_weight)
+        return w if self.batch_norm is None else self.scaled(w, self.batch_norm.scale)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, one per channel, with a following batch norm folded in; None where there is none."""
+        b = None if self.own_bias is None else working(self.own_bias)
+        return b if self.batch_norm is None else self.batch_norm.merged_bias(b)
+
+    def forward(self, a: Tensor, w: Tensor) -> Tensor:
+        """L(a, w), without bias."""
+        raise NotImplementedError
+
+    def transpose(self, c: Tensor, w: Tensor) -> Tensor:
+        """Lᵀ(c, w): a fresh tensor of the input's shape."""
+        raise NotImplementedError
+
+    def scaled(self, w: Tensor, scale: Tensor) -> Tensor:
+        """The weight whose outputs are ``scale`` times as large, channel by channel."""
+        raise NotImplementedError
+
+    def as_output(self, b: Tensor) -> Tensor:
+        """A bias shaped so that it broadcasts against the output."""
+        return along(b, self.channel_axis)
+
+    def ones_like_input(self) -> Tensor:
+        """Ones of the shape of one input sample where that is enough, for rules that do not look at the input."""
+        return torch.ones_like(self.input)
+
+    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return (self.transpose(c, self.weight),)
+
+    def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return self.vjp(working(c))
+
+    def spread(self, amount: Tensor) -> Tensor:
+        """Relevance of each output, spread evenly over the inputs that are connected to it."""
+        ones = torch.ones_like(self.weight)
+        fan_in = self.forward(self.ones_like_input(), ones)
+        return self.transpose(amount / fan_in, ones)
+
+    # ------------------------------------------------------------------ a folded batch norm, taken apart again
+
+    def batch_norm_constants(self) -> tuple[Tensor, Tensor]:
+        """Mean and shift of the batch norm, shaped like the output."""
+        assert self.batch_norm is not None
+        return self.as_output(self.batch_norm.mean), self.as_output(self.batch_norm.shift)
+
+    def batch_norm_input(self) -> Tensor:
+        """What the batch norm read: the output of the linear layer alone."""
+        z = self.forward(self.input, working(self.own_weight))
+        return z if self.own_bias is None else z + self.as_output(working(self.own_bias))
+
+    def below_batch_norm(self, rule: Rule, R: Tensor) -> tuple[Tensor | None, ...]:
+        """Relevance of the input, by ``rule`` on the linear layer alone, from that of the layer's output."""
+        batch_norm, result = self.batch_norm, self.result
+        self.batch_norm, self.result = None, None
+        try:
+            return rule.relevance(self, R)
+        finally:
+            self.batch_norm, self.result = batch_norm, result
+
+
+class Affine:
+    """A batch norm in eval mode: ``y = scale · (x − mean) + shift``, one value per channel."""
+
+    def __init__(
+        self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> None:
+        self.mean = working(mean.detach())
+        gain = torch.rsqrt(working(var.detach()) + eps)
+        self.scale = gain if weight is None else gain * working(weight.detach())
+        self.shift = torch.zeros_like(self.mean) if bias is None else working(bias.detach())
+
+    def merged_bias(self, b: Tensor | None) -> Tensor:
+        """Bias of a linear layer with bias ``b`` followed by this batch norm."""
+        return ((0 if b is None else b) - self.mean) * self.scale + self.shift
+
+    def apply(self, z: Tensor, axis: int) -> Tensor:
+        """The batch norm itself."""
+        return along(self.scale, axis) * (z - along(self.mean, axis)) + along(self.shift, axis)
+
+
+def along(b: Tensor, axis: int) -> Tensor:
+    """A vector shaped so that it broadcasts along ``axis`` (negative) of another tensor."""
+    return b.reshape(b.shape + (1,) * (-axis - 1))
+
+
+# ------------------------------------------------------------------------------------------------ dense
+
+
+class Dense(LinearSite):
+    """``a @ wᵀ``."""
+
+    family = "dense"
+
+    def forward(self, a: Tensor, w: Tensor) -> Tensor:
+        return F.linear(a, w)
+
+    def transpose(self, c: Tensor, w: Tensor) -> Tensor:
+        return torch.matmul(c, w)
+
+    def scaled(self, w: Tensor, scale: Tensor) -> Tensor:
+        return w * scale[:, None]
+
+    @property
+    def is_one_dimensional(self) -> bool:
+        return self.own_weight.dim() == 1
+
+
+class DenseToScalar(Dense):
+    """``a @ w`` with a weight vector: one output, without an axis of its own."""
+
+    def transpose(self, c: Tensor, w: Tensor) -> Tensor:
+        return c[..., None] * w
+
+    def as_output(self, b: Tensor) -> Tensor:
+        return b
+
+
+# ------------------------------------------------------------------------------------------------ convolution
+
+
+class Convolution(LinearSite):
+    """Convolution of 1 to 3 dimensions, any stride, padding, dilation and groups, batched or not."""
+
+    family = "convolution"
+    transposed = False
+
+    def __init__(
+        self,
+        call: Call,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        output_padding: Any = 0,
+    ) -> None:
+        super().__init__(call, weight, bias)
+        n = self.n = weight.dim() - 2
+        self.channel_axis = -n - 1
+        self.stride, self.dilation = each(stride, n), each(dilation, n)
+        self.output_padding = each(output_padding, n)
+        self.groups = groups
+        #: what "same" padding adds on one side only
+        self.extra: tuple[int, ...] = ()
+        if padding == "valid":
+            padding = 0
+        elif padding == "same":
+            spans = [d * (k - 1) for d, k in zip(self.dilation, weight.shape[2:], strict=True)]
+            padding = [span // 2 for span in spans]
+            if any(span % 2 for span in spans):
+                self.extra = tuple(v for span in reversed(spans) for v in (0, span % 2))
+        self.padding = each(padding, n)
+
+    def convolve(self, a: Tensor, w: Tensor) -> Tensor:
+        """The convolution of a batch."""
+        return torch.convolution(
+            a,
+            w,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+        )
+
+    def padded(self, a: Tensor) -> Tensor:
+        return F.pad(a, self.extra) if self.extra else a
+
+    def forward(self, a: Tensor, w: Tensor) -> Tensor:
+        if a.dim() == self.n + 1:
+            return self.convolve(self.padded(a[None]), w)[0]
+        return self.convolve(self.padded(a), w)
+
+    def transpose(self, c: Tensor, w: Tensor) -> Tensor:
+        a = self.input
+        if a.dim() == self.n + 1:
+            return self.transpose_batch(c[None], a[None], w)[0]
+        return self.transpose_batch(c, a, w)
+
+    def transpose_batch(self, c: Tensor, a: Tensor, w: Tensor) -> Tensor:
+        shape = a.shape
+        if self.extra:
+            a = a.new_empty(1).expand(
+                (*shape[:2], *(s + e for s, e in zip(shape[2:], self.extra[1::2][::-1], strict=True)))
+            )
+        g = torch.ops.aten.convolution_backward(
+            c,
+            a,
+            w,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+            [True, False, False],
+        )[0]
+        return g[(..., *(slice(0, s) for s in shape[2:]))].contiguous() if self.extra else g
+
+    def scaled(self, w: Tensor, scale: Tensor) -> Tensor:
+        if not self.transposed:
+            return w * along(scale, -w.dim())
+        groups = w.reshape(self.groups, -1, *w.shape[1:])
+        return (groups * scale.reshape(self.groups, 1, -1, *(1,) * self.n)).reshape(w.shape)
+
+    def ones_like_input(self) -> Tensor:
+        a = self.input
+        return torch.ones_like(a if a.dim() == self.n + 1 else a[:1])
+
+
+class TransposedConvolution(Convolution):
+    """Transposed convolution of 1 to 3 dimensions, with output padding."""
+
+    transposed = True
+
+
+def each(value: Any, n: int) -> list[int]:
+    """One value per dimension."""
+    if isinstance(value, int):
+        return [value] * n
+    values = [int(v) for v in value]
+    return values * n if len(values) == 1 else values
+
+
+# ------------------------------------------------------------------------------------------------ any bilinear map
+
+
+class GenericLinear(LinearSite):
+    """Any function that is linear in one activation and in one constant: matmul, einsum, bilinear, ..."""
+
+    family = "dense"
+
+    def __init__(self, call: Call, weight: Tensor, run: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(call, weight, None)
+        self.run = run
+
+    def forward(self, a: Tensor, w: Tensor) -> Tensor:
+        return self.run(a, w)
+
+    def transpose(self, c: Tensor, w: Tensor) -> Tensor:
+        with torch.enable_grad():
+            a = self.input.detach().requires_grad_(True)
+            z = self.run(a, w)
+        return torch.autograd.grad(z, a, c)[0]
+
+
+class Diagonal(LinearSite):
+    """A batch norm of its own, not after a linear layer: one weight per channel."""
+
+    family = "batch_norm"
+
+    def __init__(self, call: Call, affine: Affine, channel_axis: int) -> None:
+        super().__init__(call, affine.scale, affine.merged_bias(None))
+        self.channel_axis = channel_axis
+        self.own = affine
+
+    def forward(self, a: Tensor, w: Tensor) -> Tensor:
+        return a * along(w, self.channel_axis)
+
+    transpose = forward
+
+    def ones_like_input(self) -> Tensor:
+        return torch.ones_like(self.input)
+
+    @property
+    def batch_norm(self) -> Affine | None:
+        """The batch norm itself, for rules that look at its constants."""
+        return self.own
+
+    @batch_norm.setter
+    def batch_norm(self, value: Affine | None) -> None:
+        pass
+
+    @property
+    def weight(self) -> Tensor:
+        return self.own_weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.own_bias
+
+    @property
+    def output(self) -> Tensor:
+        if self.result is None:
+            self.result = self.own.apply(self.input, self.channel_axis)
+        return working(self.result)
+
+    def batch_norm_input(self) -> Tensor:
+        return self.input
+
+    def below_batch_norm(self, rule: Rule, R: Tensor) -> tuple[Tensor | None, ...]:
+        return (R,)
+
+
+# ------------------------------------------------------------------------------------------------ handlers
+
+
+def linear_node(call: Call, site: LinearSite, activation: Tensor) -> Any:
+    """Run a linear site, remembering on its output what a batch norm needs to fold into it."""
+    tag = tag_of(activation)
+    site.nonnegative = tag is not None and tag.nonnegative
+    out = call.node(site, [activation])
+    made = tag_of(out)
+    if made is not None and not call.inplace:
+        made.source, made.source_version = activation, activation._version
+    return out
+
+
+def dynamic_weight(call: Call, activation: Tensor) -> None:
+    """Note that the weight of this call depends on the input; it counts as a gate and gets no relevance."""
+    if len(call.activations) > 1 or call.activations[0] is not activation:
+        call.interceptor.note(
+            f"{call.name} at {call.path!r}: the weight depends on the input; it counts as a gate"
+        )
+
+
+@handles("linear")
+def linear(call: Call) -> Any:
+    x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    if not call.is_activation(x):
+        return weight_only(call)
+    dynamic_weight(call, x)
+    return linear_node(call, (DenseToScalar if w.dim() == 1 else Dense)(call, w, b), x)
+
+
+@handles("conv1d", "conv2d", "conv3d")
+def convolution(call: Call) -> Any:
+    x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    if not call.is_activation(x):
+        return weight_only(call)
+    dynamic_weight(call, x)
+    site = Convolution(
+        call,
+        w,
+        b,
+        stride=call.arg(3, "stride", 1),
+        padding=call.arg(4, "padding", 0),
+        dilation=call.arg(5, "dilation", 1),
+        groups=call.arg(6, "groups", 1),
+    )
+    return linear_node(call, site, x)
+
+
+@handles("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(call: Call) -> Any:
+    x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    if not call.is_activation(x):
+        return weight_only(call)
+    dynamic_weight(call, x)
+    site = TransposedConvolution(
+        call,
+        w,
+        b,
+        stride=call.arg(3, "stride", 1),
+        padding=call.arg(4, "padding", 0),
+        output_padding=call.arg(5, "output_padding", 0),
+        groups=call.arg(6, "groups", 1),
+        dilation=call.arg(7, "dilation", 1),
+    )
+    return linear_node(call, site, x)
+
+
+@handles("convolution", "_convolution")
+def general_convolution(call: Call) -> Any:
+    x, w, b, stride, padding, dilation, transposed, output_padding, groups = call.args[:9]
+    kind = TransposedConvolution if transposed else Convolution
+    return linear_node(call, kind(call, w, b, stride, padding, dilation, groups, output_padding), x)
+
+
+def weight_only(call: Call) -> Any:
+    """Only the weight depends on the input: linear in the weight, as in a hypernetwork."""
+    w = call.activations[0]
+    constants = {k: v for k, v in enumerate(call.args) if v is not w}
+
+    def run(a: Tensor, _: Tensor) -> Tensor:
+        args = tuple(constants.get(k, a) for k in range(len(call_args)))
+        return func(*args, **kwargs)
+
+    func, call_args = call.func, [None] * len(call.args)
+    kwargs = {k: (v.detach() if isinstance(v, Tensor) else v) for k, v in call.kwargs.items()}
+    return linear_node(call, GenericLinear(call, torch.ones((), dtype=w.dtype, device=w.device), run), w)
+
+
+@handles("bilinear")
+def bilinear(call: Call) -> Any:
+    left, right, w, b = (call.arg(k, n) for k, n in enumerate(("input1", "input2", "weight", "bias")))
+    if call.is_activation(left) and call.is_activation(right):
+        from .products import bilinear_product
+
+        return bilinear_product(call)
+    if call.is_activation(left):
+        right = right.detach()
+        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v))
+    else:
+        left = left.detach()
+        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v))
+    site.own_bias = None if b is None else b.detach()
+    return linear_node(call, site, call.activations[0])
+
+
+@handles("batch_norm")
+def batch_norm(call: Call) -> Any:
+    x = call.arg(0, "input")
+    mean, var = call.arg(1, "running_mean"), call.arg(2, "running_var")
+    training = call.name == "batch_norm" and call.arg(5, "training", False)
+    if (
+        call.func is torch.batch_norm
+    ):  # its order is (input, weight, bias, mean, var, training, momentum, eps, cudnn)
+        weight, bias, mean, var, eps = call.args[1], call.args[2], call.args[3], call.args[4], call.args[7]
+    else:
+        weight, bias, eps = call.arg(3, "weight"), call.arg(4, "bias"), call.arg(7, "eps", 1e-5)
+    if training or mean is None:
+        from .normalisation import statistics_of_the_batch
+
+        return statistics_of_the_batch(call, x, weight, bias, eps)
+    affine = Affine(mean, var, weight, bias, eps)
+    tag = tag_of(x)
+    before = tag.site if tag is not None else None
+    if (
+        isinstance(before, LinearSite)
+        and before.batch_norm is None
+        and tag is not None
+        and tag.source is not None
+        and tag.source._version == tag.source_version
+    ):
+        return linear_node(call, folded(before, call, affine), tag.source)
+    return linear_node(call, Diagonal(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
+
+
+def folded(before: LinearSite, call: Call, affine: Affine) -> LinearSite:
+    """The linear site and the batch norm after it, as one site: it reads what the linear layer read."""
+    site = object.__new__(type(before))
+    site.__dict__.update(before.__dict__)
+    site.batch_norm = affine
+    site.func, site.args, site.kwargs = before.func, before.args, before.kwargs
+    site.saved, site.result = [], None
+    before.result = None  # computed again in the unlikely case that somebody else reads it
+    call.interceptor.fold(before, call)
+    return site

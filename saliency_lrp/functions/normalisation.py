@@ -1,0 +1,112 @@
+"""Normalisations: the statistics are constants, the rest is linear (rule ``Norm``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rules import working
+from .call import Call
+from .registry import handles
+from .site import Site
+
+
+class NormalisationSite(Site):
+    """``y = (x − mean) · r · γ + β`` over ``axes``, with r = 1 / std constant and the mean linear in x.
+
+    Parameters
+    ----------
+    axes : tuple of int
+        Axes of ``shape`` that the statistics run over.
+    shape : tuple of int
+        Shape that x is viewed in for its statistics.
+    centred : bool
+        Whether the mean is subtracted (not so in RMS norm).
+    """
+
+    kind = "normalisation"
+
+    def __init__(
+        self,
+        call: Call,
+        shape: tuple[int, ...],
+        axes: tuple[int, ...],
+        eps: float,
+        gain: Tensor | None,
+        centred: bool = True,
+    ) -> None:
+        super().__init__(call)
+        self.shape = shape
+        self.axes = axes
+        self.eps = eps
+        self.gain = None if gain is None else gain.detach()
+        self.centred = centred
+
+    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        x = working(self.input).reshape(self.shape)
+        g = (c if self.gain is None else c * working(self.gain)).reshape(self.shape)
+        if self.centred:
+            g = g * torch.rsqrt(x.var(self.axes, correction=0, keepdim=True) + self.eps)
+            g = g - g.mean(self.axes, keepdim=True)
+        else:
+            g = g * torch.rsqrt((x * x).mean(self.axes, keepdim=True) + self.eps)
+        return (g.reshape(self.input.shape),)
+
+
+def per_channel(v: Tensor | None, x: Tensor) -> Tensor | None:
+    """A vector over the channel axis (1), shaped to broadcast against x."""
+    return None if v is None else v.reshape(-1, *(1,) * (x.dim() - 2))
+
+
+@handles("layer_norm", "native_layer_norm")
+def layer_norm(call: Call) -> Any:
+    x, size = call.arg(0, "input"), call.arg(1, "normalized_shape")
+    axes = tuple(range(-len(size), 0))
+    site = NormalisationSite(call, tuple(x.shape), axes, call.arg(4, "eps", 1e-5), call.arg(2, "weight"))
+    return call.node(site, [x])
+
+
+@handles("rms_norm")
+def rms_norm(call: Call) -> Any:
+    x, size = call.arg(0, "input"), call.arg(1, "normalized_shape")
+    axes = tuple(range(-len(size), 0))
+    eps = call.arg(3, "eps")
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return call.node(
+        NormalisationSite(call, tuple(x.shape), axes, eps, call.arg(2, "weight"), centred=False), [x]
+    )
+
+
+@handles("group_norm")
+def group_norm(call: Call) -> Any:
+    x, groups = call.arg(0, "input"), call.arg(1, "num_groups")
+    shape = (x.shape[0], groups, -1)
+    site = NormalisationSite(
+        call, shape, (2,), call.arg(4, "eps", 1e-5), per_channel(call.arg(2, "weight"), x)
+    )
+    return call.node(site, [x])
+
+
+@handles("instance_norm")
+def instance_norm(call: Call) -> Any:
+    x = call.arg(0, "input")
+    use_input_stats = call.arg(5, "use_input_stats", True)
+    if not use_input_stats:
+        from .linear import batch_norm
+
+        return batch_norm(call)  # its first arguments stand in the same order
+    gain = per_channel(call.arg(3, "weight"), x)
+    return call.node(NormalisationSite(call, (*x.shape[:2], -1), (2,), call.arg(7, "eps", 1e-5), gain), [x])
+
+
+def statistics_of_the_batch(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Any:
+    """A batch norm without running statistics: it normalises by those of the batch it is given."""
+    axes = (0, *range(2, x.dim()))
+    call.interceptor.note(
+        f"{call.name} at {call.path!r} has no running statistics: the map of an image depends on the rest of its batch"
+    )
+    return call.node(NormalisationSite(call, tuple(x.shape), axes, eps, per_channel(weight, x)), [x])

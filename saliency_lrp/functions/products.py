@@ -1,0 +1,197 @@
+"""Products: scaling by a constant, gates, two signals, matrix products of two activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rules import divide, working
+from .call import GATE, PLAIN, Call, tag_of
+from .linear import Dense, GenericLinear, linear_node
+from .registry import handles, kind
+from .site import Site
+
+
+class ScaleSite(Site):
+    """``x · constant``: relevance passes unchanged; where the constant is 0 nothing passes."""
+
+    kind = "scale"
+    keeps_inputs = False
+    keeps_output = False
+
+    def __init__(self, call: Call, x: Tensor, factor: Any, divides: bool = False) -> None:
+        super().__init__(call)
+        self.shape = x.shape
+        self.factor = factor.detach() if isinstance(factor, Tensor) else factor
+        self.divides = divides
+
+    def pass_through(self, R: Tensor) -> tuple[Tensor | None, ...]:
+        if isinstance(self.factor, Tensor) and self.factor.dim() and not self.divides:
+            R = torch.where(self.factor == 0, torch.zeros_like(R), R)
+        return (R.sum_to_size(self.shape),)
+
+    def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return ((c / self.factor if self.divides else c * self.factor).sum_to_size(self.shape),)
+
+
+class ProductSite(Site):
+    """``x · y`` or ``x / y`` of two activations, element by element."""
+
+    kind = "product"
+
+    def __init__(self, call: Call, gates: frozenset[int]) -> None:
+        super().__init__(call)
+        self.gates = gates
+        if gates:
+            self.kind = "gate"  # type: ignore[misc]
+
+    def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
+        """Each factor's share of the relevance."""
+        return tuple(
+            (R if share == 1 else R * share).sum_to_size(a.shape) if share else None
+            for a, share in zip(self.saved, shares, strict=True)
+        )
+
+
+class MatmulSite(Site):
+    """A matrix product (or any bilinear map) of two activations; a constant it adds acts as a bias."""
+
+    kind = "matmul"
+
+    def __init__(self, call: Call, gates: frozenset[int] = frozenset()) -> None:
+        super().__init__(call)
+        self.gates = gates
+
+    def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
+        """Each factor's share, divided among the summands of each output in proportion."""
+        c = divide(R, self.output, epsilon)
+        return tuple(
+            working(a) * g * share if share and g is not None else None
+            for a, g, share in zip(self.inputs, self.gradient(c), shares, strict=True)
+        )
+
+
+def gates_of(x: Tensor, y: Tensor) -> frozenset[int]:
+    """Which of two factors is a gate: the one that looks more like one, if it does at all."""
+    left, right = (t.gate if (t := tag_of(a)) is not None else PLAIN for a in (x, y))
+    if GATE in (left, right) and left != right:
+        return frozenset({0 if left == GATE else 1})
+    return frozenset()
+
+
+@kind("product", "mul", "multiply", "__rmul__")
+def product(call: Call) -> Any:
+    x, y = call.arg(0, "input"), call.arg(1, "other")
+    if call.is_activation(x) and call.is_activation(y):
+        gates = gates_of(x, y)
+        tags = [t for a in (x, y) if (t := tag_of(a)) is not None]
+        both_gates = all(t.gate == GATE for t in tags)
+        return call.node(
+            ProductSite(call, gates),
+            [x, y],
+            gate=GATE if both_gates else PLAIN,
+            nonnegative=all(t.nonnegative for t in tags) or x is y,
+        )
+    active, factor = (x, y) if call.is_activation(x) else (y, x)
+    return scale(call, active, factor)
+
+
+def scale(call: Call, active: Tensor, factor: Any, divides: bool = False) -> Any:
+    """Scaling by a constant, which keeps what is known of the activation."""
+    tag = tag_of(active)
+    # a tensor's sign is not looked at: that would wait for the device
+    keeps = tag is not None and tag.nonnegative and isinstance(factor, int | float) and factor >= 0
+    return call.node(
+        ScaleSite(call, active, factor, divides),
+        [active],
+        gate=tag.gate if tag is not None else PLAIN,
+        nonnegative=keeps,
+    )
+
+
+@kind("quotient", "div", "divide", "true_divide", "__rdiv__", "__rtruediv__")
+def quotient(call: Call) -> Any:
+    x, y = call.arg(0, "input"), call.arg(1, "other")
+    if call.name in ("__rdiv__", "__rtruediv__"):
+        x, y = y, x
+    if call.is_activation(x) and call.is_activation(y):
+        # the divisor is a statistic of the input: a constant for relevance
+        tag = tag_of(x)
+        site = ProductSite(call, frozenset({1}))
+        return call.node(site, [x, y], gate=tag.gate if tag is not None else PLAIN)
+    if call.is_activation(x):
+        return scale(call, x, y, divides=True)
+    from .activations import ActivationSite
+
+    return call.node(ActivationSite(call), [y], gate=GATE)
+
+
+@handles("matmul", "mm", "bmm", "mv", "dot", "inner", "vdot", "__rmatmul__")
+def matrix_product(call: Call) -> Any:
+    x, y = call.arg(0, "input"), call.arg(1, "other", call.kwargs.get("mat2"))
+    if call.is_activation(x) and call.is_activation(y):
+        return call.node(MatmulSite(call, gates_of(x, y)), [x, y])
+    if call.name == "__rmatmul__":
+        return linear_node(call, GenericLinear(call, y, lambda a, w: torch.matmul(w, a)), x)
+    if call.is_activation(x):
+        if y.dim() == 2 and call.name in ("matmul", "mm") and x.dim() > 1:
+            return linear_node(call, Dense(call, y.mT, None), x)
+        return linear_node(call, GenericLinear(call, y, lambda a, w: torch.matmul(a, w)), x)
+    return linear_node(call, GenericLinear(call, x, lambda a, w: torch.matmul(w, a)), y)
+
+
+@handles("einsum")
+def einsum(call: Call) -> Any:
+    equation, operands = call.args[0], call.args[1:]
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = tuple(operands[0])
+    active = [k for k, o in enumerate(operands) if call.is_activation(o)]
+    if len(active) > 1:
+        factors = [operands[k] for k in active]
+        gates = gates_of(*factors) if len(factors) == 2 else frozenset()
+        return call.node(MatmulSite(call, gates), factors)
+    (k,) = active
+    others = [o.detach() if isinstance(o, Tensor) else o for o in operands]
+    if len(operands) == 1:
+        from .sums import CompleteSum
+
+        return call.node(CompleteSum(call))
+    # with several constants, the first one plays the weight and the others are part of the map
+    first = next(j for j in range(len(operands)) if j != k)
+
+    def run(a: Tensor, w: Tensor) -> Tensor:
+        filled = [a if j == k else w if j == first else o.to(a.dtype) for j, o in enumerate(others)]
+        return torch.einsum(equation, *filled)
+
+    return linear_node(call, GenericLinear(call, operands[first], run), operands[k])
+
+
+@handles("baddbmm", "addbmm", "addmm", "addmv", "addr")
+def added_matrix_product(call: Call) -> Any:
+    shift, x, y = call.arg(0, "input"), call.arg(1, "batch1", call.kwargs.get("mat1")), call.arg(2, "batch2")
+    beta, alpha = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1)
+    if call.is_activation(shift) and beta:
+        from .unknown import unknown
+
+        return unknown(call)
+    if call.is_activation(x) and call.is_activation(y):
+        return call.node(MatmulSite(call, gates_of(x, y)), [x, y])
+    if call.name == "addmm" and call.is_activation(x) and alpha == 1 and beta == 1:
+        return linear_node(call, Dense(call, y.mT, shift), x)
+    from .sums import SumSite
+
+    return call.node(SumSite(call), [x if call.is_activation(x) else y])
+
+
+def bilinear_product(call: Call) -> Any:
+    """``F.bilinear`` of two activations."""
+    return call.node(MatmulSite(call), [call.arg(0, "input1"), call.arg(1, "input2")])
+
+
+@handles("cdist", "cosine_similarity", "pairwise_distance")
+def similarity(call: Call) -> Any:
+    from .unknown import unknown
+
+    return unknown(call)

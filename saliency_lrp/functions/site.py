@@ -1,0 +1,171 @@
+"""A site: one call of a torch function during the traced forward, and how it hands relevance back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .call import Call
+
+
+class Slot:
+    """Stands for the k-th activation in the stored arguments of a call."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def fill(value: Any, tensors: list[Tensor]) -> Any:
+    """``value`` with every :class:`Slot` replaced by its tensor."""
+    if isinstance(value, Slot):
+        return tensors[value.index]
+    if isinstance(value, tuple | list):
+        return type(value)(fill(v, tensors) for v in value)
+    return value
+
+
+class Site:
+    """One call of a torch function that relevance passes through.
+
+    Subclasses, one per kind, say what the *transposed Jacobian* of the call is; a rule does the rest.
+
+    Attributes
+    ----------
+    kind : str
+        The kind of function (see ``README.md`` beside this file).
+    op : str
+        Canonical name of the torch function, such as ``"conv2d"``.
+    path : str
+        Dotted path of the module that made the call; ``""`` for the model itself.
+    module : torch.nn.Module or None
+        That module.
+    index : int
+        Execution order among all sites of the trace.
+    inputs : tuple of Tensor
+        The activations that went in, detached, in the order of the relevance returned.
+    output : Tensor
+        The activation that came out, detached.
+    arity : int
+        How many inputs receive relevance.
+    rank : int
+        Execution order among the linear sites (a layer and its folded batch norm count once); -1 on other kinds.
+    parents : tuple of int or None
+        For each input, the index of the site that made it (None: the model's input, or a routing op lies between).
+    """
+
+    kind: ClassVar[str] = "unknown"
+    family: str = ""
+    #: Whether rules may ask for inputs / output; a site that never needs one does not keep its memory alive.
+    keeps_inputs: ClassVar[bool] = True
+    keeps_output: ClassVar[bool] = True
+
+    def __init__(self, call: Call) -> None:
+        self.op = call.name
+        self.path = call.path
+        self.module = call.module
+        self.index = -1
+        self.parents: tuple[int | None, ...] = ()
+        self.arity = 1
+        self.rank = -1
+        self.superseded = False
+        self.binding = call.binding
+        self.is_output = False
+        self.parent: Site | None = None
+        self.nonnegative = False
+        self.gates: frozenset[int] = frozenset()
+        self.func: Callable[..., Any] = call.func
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.saved: list[Tensor | None] = []
+        self.result: Tensor | None = None
+
+    # ------------------------------------------------------------------ what rules see
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The activations that went in."""
+        return tuple(t for t in self.saved if t is not None)
+
+    @property
+    def input(self) -> Tensor:
+        """The only activation that went in."""
+        return self.inputs[0]
+
+    @property
+    def output(self) -> Tensor:
+        """The activation that came out; computed again where it was not kept."""
+        if self.result is None:
+            with torch.no_grad():
+                self.result = self.call(list(self.inputs))
+        return self.result
+
+    @property
+    def account(self) -> bool:
+        """Whether the account of relevance is being kept in this backward pass."""
+        return self.binding.account is not None
+
+    def absorb(self, **amounts: Tensor) -> None:
+        """Note what bias, stabiliser or rule took of the relevance (summed)."""
+        if self.binding.account is not None:
+            self.binding.account.absorb(self, amounts)
+
+    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        """Transposed Jacobian of the call, with statistics constant, applied to ``c``."""
+        return self.gradient(c)
+
+    def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        """The plain vector-Jacobian product, by running the call again under autograd."""
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_(True) for t in self.inputs]
+            # a fresh alias each: an in-place call must not write into a leaf
+            out = self.call([leaf.clone() if self.op.endswith("_") else leaf for leaf in leaves])
+        return torch.autograd.grad(out, leaves, c.to(out.dtype), allow_unused=True)
+
+    def call(self, tensors: list[Tensor]) -> Any:
+        """The original function on other activations."""
+        return self.func(*fill(self.args, tensors), **{k: fill(v, tensors) for k, v in self.kwargs.items()})
+
+    # ------------------------------------------------------------------ how relevance passes
+
+    def pass_through(self, R: Tensor) -> tuple[Tensor | None, ...]:
+        """The relevance as it is, for one-to-one functions."""
+        if self.arity != 1 or self.inputs[0].shape != R.shape:
+            raise InputError(
+                f"the rule Pass needs an output of the input's shape, but {self.describe()} maps "
+                f"{[tuple(a.shape) for a in self.inputs]} to {tuple(R.shape)}; use another rule for it"
+            )
+        return (R,)
+
+    def propagate(self, R: Tensor) -> tuple[Tensor | None, ...]:
+        """Relevance of each input by the rule that the composite binds to this site."""
+        binding = self.binding
+        R_in = binding.rule_for(self).relevance(self, R)
+        if binding.account is not None:
+            binding.account.add(self, R, R_in)
+        return R_in
+
+    def describe(self) -> str:
+        """``"relu at 'layer1.0'"``."""
+        return f"{self.op} at {self.path or 'the model itself'!r}"
+
+    def __repr__(self) -> str:
+        return f"<{self.index} {self.kind}: {self.describe()}>"
+
+
+def iter_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Tensors among the arguments, one level into lists and tuples."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            for v in value:
+                if isinstance(v, Tensor):
+                    yield v

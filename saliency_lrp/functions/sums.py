@@ -1,0 +1,119 @@
+"""Sum-like functions: relevance is shared in proportion to contributions (rule ``Norm``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rules import working
+from .call import GATE, PLAIN, Call, tag_of
+from .registry import kind
+from .site import Site
+
+
+class SumSite(Site):
+    """A function that is linear in its activations; constants it adds act as a bias."""
+
+    kind = "sum"
+
+
+class AddSite(SumSite):
+    """``x + alpha · y`` of two activations, in closed form: no second run for the transposed Jacobian."""
+
+    def __init__(self, call: Call, weights: tuple[float, float]) -> None:
+        super().__init__(call)
+        self.weights = weights
+
+    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(
+            (c if weight == 1 else c * weight).sum_to_size(a.shape)
+            for weight, a in zip(self.weights, self.inputs, strict=True)
+        )
+
+    gradient = vjp
+
+
+class ShiftSite(SumSite):
+    """``x + constant``: the constant acts as a bias."""
+
+    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return (c.sum_to_size(self.saved[0].shape),)
+
+    gradient = vjp
+
+
+class CompleteSum(SumSite):
+    """Mean, pooling, interpolation: the transposed Jacobian comes from autograd, in a working dtype."""
+
+    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(None if g is None else working(g) for g in self.gradient(c))
+
+
+#: Functions that add two operands: what each counts.
+SIGNS = {
+    "add": (1.0, 1.0),
+    "sub": (1.0, -1.0),
+    "subtract": (1.0, -1.0),
+    "rsub": (-1.0, 1.0),
+    "__rsub__": (-1.0, 1.0),
+}
+
+
+@kind("addition", "add", "__radd__", "sub", "subtract", "rsub", "__rsub__")
+def addition(call: Call) -> Any:
+    x, y, alpha = call.args[0], call.arg(1, "other"), call.kwargs.get("alpha", 1)
+    left, right = SIGNS.get(call.name, (1.0, 1.0))
+    if call.name == "rsub":
+        left *= alpha
+    else:
+        right *= alpha
+    if call.is_activation(x) and call.is_activation(y):
+        gate = GATE if _gate(x) == GATE and _gate(y) == GATE and left > 0 and right > 0 else PLAIN
+        nonnegative = _nonnegative(x) and _nonnegative(y) and left > 0 and right > 0
+        if isinstance(left, float) and isinstance(right, float | int) and not x.is_complex():
+            return call.node(AddSite(call, (left, right)), [x, y], gate, nonnegative)
+        return call.node(SumSite(call), gate=gate, nonnegative=nonnegative)
+    active = call.activations[0]
+    # 1 + tanh(x), 1 - sigmoid(x), ...: a bounded value moved by a constant is a gate
+    gate = GATE if _gate(active) else PLAIN
+    if (left if active is x else right) == 1 and not active.is_complex():
+        return call.node(ShiftSite(call), gate=gate)
+    return call.node(SumSite(call), gate=gate)
+
+
+#: Arguments that must be constant for the function to be linear.
+FACTORS = {"lerp": (2, "weight"), "addcmul": (1, "tensor1")}
+
+
+@kind(
+    "sum",
+    *"sum mean nansum nanmean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d".split(),
+    *"adaptive_avg_pool3d interpolate upsample upsample_nearest upsample_bilinear cumsum trace fold col2im".split(),
+    *"lerp index_add scatter_add scatter_reduce diff trapezoid norm vector_norm linalg_vector_norm linalg_norm".split(),
+    *"frobenius_norm addcmul".split(),
+    # real-linear maps through the complex plane: relevance there is the real part of c·z
+    *"fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft fft_irfft fft_rfft2 fft_irfft2".split(),
+    *"fft_rfftn fft_irfftn fft_fftshift fft_ifftshift complex".split(),
+)
+def sum_like(call: Call) -> Any:
+    if call.name in FACTORS and call.is_activation(call.arg(*FACTORS[call.name])):
+        from .unknown import unknown
+
+        return unknown(call)  # not linear: a factor depends on the input too
+    gate = min(_gate(a) for a in call.activations)
+    if call.name in ("norm", "vector_norm", "linalg_vector_norm", "linalg_norm", "frobenius_norm"):
+        gate = GATE  # a statistic: what it multiplies is the signal
+    nonnegative = all(_nonnegative(a) for a in call.activations)
+    return call.node(CompleteSum(call), gate=gate, nonnegative=nonnegative)
+
+
+def _gate(x: Any) -> int:
+    tag = tag_of(x) if isinstance(x, torch.Tensor) else None
+    return tag.gate if tag is not None else PLAIN
+
+
+def _nonnegative(x: Any) -> bool:
+    tag = tag_of(x) if isinstance(x, torch.Tensor) else None
+    return tag is not None and tag.nonnegative

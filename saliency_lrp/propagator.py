@@ -1,0 +1,909 @@
+"""RelevancePropagator and Trace: one forward pass, recorded; then as many explanations of it as asked for.
+
+Global module hooks tell *where* a call comes from, a ``TorchFunctionMode`` tells *what* is computed. Nothing is put on
+the user's model. Which rule a site follows is asked only in the backward pass, so one forward serves any number of
+rules, targets and layers. This file knows no rule and no torch function: those are in ``rules`` and ``functions``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from . import composites
+from .composites import Composite
+from .errors import InputError, unknown_name
+from .functions import HANDLERS
+from .functions.call import PLAIN, Call, Tag
+from .functions.opened import open_up, opened
+from .functions.routing import constant
+from .functions.site import Site, iter_tensors
+from .functions.unknown import unknown
+from .report import Account, Report, total
+from .rules import Gradient, Rule
+
+#: Where a tensor's tag is kept.
+TAG = "_saliency_lrp"
+
+
+# ------------------------------------------------------------------------------------------------ names of functions
+
+
+def canonical_name(func: Callable[..., Any]) -> str:
+    """``relu_`` for ``Tensor.relu_``, ``relu`` for ``F.relu`` and ``aten.relu.default``, ``T.get`` for ``x.T``."""
+    if isinstance(func, torch._ops.OpOverload):
+        return func.overloadpacket.__name__
+    name = getattr(func, "__name__", type(func).__name__)
+    if name in ("__get__", "__set__", "__delete__"):
+        return f"{func.__self__.__name__}.{name.strip('_')}"
+    return name.removeprefix("special_")
+
+
+def inplace_position(func: Callable[..., Any]) -> int | None:
+    """Position of the ``inplace`` argument, for functions of torch.nn.functional that have one."""
+    try:
+        names = list(inspect.signature(func).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+class Entry:
+    """What the interceptor knows of a function: looked up once."""
+
+    __slots__ = ("handler", "name", "always_inplace", "inplace_position")
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        name = canonical_name(func)
+        bare = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        self.always_inplace = bare != name or name in ("__setitem__", "data.set")
+        self.inplace_position = inplace_position(func)
+        self.name = bare
+        handler = HANDLERS.get(func) or HANDLERS.get(name) or HANDLERS.get(bare)
+        if handler is None and name.endswith((".get", ".set", ".delete")):
+            handler = constant
+        if handler is None and opened(func) is not None:
+            handler = open_up
+        self.handler = handler or unknown
+
+    def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this call writes into its first argument."""
+        if self.always_inplace:
+            return True
+        k = self.inplace_position
+        return k is not None and bool(kwargs.get("inplace", args[k] if len(args) > k else False))
+
+
+# ------------------------------------------------------------------------------------------------ binding
+
+
+class Binding:
+    """What is decided at the time of the backward pass: the composite, and whether an account is kept."""
+
+    def __init__(self, composite: Composite, unknown: str) -> None:
+        self.composite = composite
+        self.unknown = unknown
+        self.account: Account | None = None
+        self.linear_count = 0
+        self.unknown_sites: dict[int, Site] = {}
+        self._rules: dict[int, Rule] = {}
+        self.intercept: Callable[[Site], Interceptor] | None = None
+
+    def use(self, composite: Composite, account: Account | None) -> None:
+        """Choose for the next backward pass."""
+        self.composite = composite
+        self.account = account
+        self.unknown_sites = {}
+        self._rules = {}
+
+    def rule_for(self, site: Site) -> Rule:
+        """The rule of a site, asked of the composite once per backward pass."""
+        rule = self._rules.get(id(site))
+        if rule is None:
+            rule = self._rules[id(site)] = self.composite.rule_for(site)
+        return rule
+
+    def report_unknown(self, site: Site) -> None:
+        """Relevance reached a function that is not in the table."""
+        if isinstance(self.rule_for(site), Gradient):
+            return  # a plain gradient needs no rule
+        if self.unknown == "error":
+            raise InputError(
+                f"relevance reached {site.describe()}, which is not in the table of functions. Say how it hands relevance "
+                f"back, as in saliency_lrp.functions.register({site.op!r}, 'sum'), or use unknown='warn'"
+            )
+        self.unknown_sites[site.index] = site
+
+
+# ------------------------------------------------------------------------------------------------ interception
+
+
+class Interceptor(TorchFunctionMode):
+    """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
+
+    _entries: dict[Any, Entry] = {}
+
+    def __init__(
+        self, binding: Binding, names: dict[int, str], sites: list[Site], within: Site | None = None
+    ) -> None:
+        super().__init__()
+        self.binding = binding
+        self.names = names
+        self.sites = sites
+        self.within = within
+        self.token = object()
+        self.notes: dict[str, None] = {}
+        self.stack: list[tuple[str, nn.Module | None]] = [
+            (within.path, within.module) if within is not None else ("", None)
+        ]
+        self.saved: dict[int, list[tuple[Site, int]]] = {}
+        self.integer_inputs: dict[int, Tensor] = {}
+        self.embedded: list[tuple[Tensor, Tensor]] = []
+        self.folds: dict[str, str] = {}
+
+    # ------------------------------------------------------------------ every torch call comes through here
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            return None  # a model's own no_grad() is part of the function that is explained
+        entry = self._entries.get(func)
+        if entry is None:
+            entry = self._entries[func] = Entry(func)
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)  # inside somebody's autograd.Function
+        activations, parameters = self.activations(args, kwargs)
+        if not activations:
+            if self.integer_inputs and entry.name in ("embedding", "embedding_bag"):
+                return self.embed(func, args, kwargs)
+            if parameters:
+                with torch.no_grad():  # parameters are constants, whether or not they require grad
+                    return func(*args, **kwargs)
+            return func(*args, **kwargs)
+        call = Call(func, entry.name, args, kwargs, activations, entry.writes(args, kwargs), self)
+        if kwargs.get("out") is not None:
+            return self.unknown_natively(call)
+        return entry.handler(call)
+
+    def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
+        """Arguments that depend on the model's input, each once; and whether others require grad."""
+        found: list[Tensor] = []
+        parameters = False
+        for t in iter_tensors(args, kwargs):
+            if not t.requires_grad:
+                continue
+            tag = getattr(t, TAG, None)
+            if (tag is None or tag.trace is not self.token) and not self.adopt(t):
+                parameters = True
+            elif not any(t is a for a in found):
+                found.append(t)
+        return found, parameters
+
+    def adopt(self, t: Tensor) -> bool:
+        """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
+
+        It does where it was written into through a view, or where a custom ``autograd.Function`` (whose apply no mode
+        can see) made it; the latter is reported.
+        """
+        if t.grad_fn is None:
+            return False
+        pending, seen, foreign = [t.grad_fn], set(), []
+        while pending:
+            node = pending.pop()
+            if node in seen or len(seen) > 1000:
+                continue
+            seen.add(node)
+            site = getattr(node, "site", None)
+            if isinstance(site, Site):
+                if site.binding is self.binding:
+                    for name in foreign:
+                        self.unknown_call(name, "a custom autograd.Function")
+                    self.tag(t, Tag(self.token))
+                    return True
+                continue
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                foreign.append(type(node).__name__.removesuffix("Backward"))
+            pending.extend(n for n, _ in node.next_functions if n is not None)
+        return False
+
+    # ------------------------------------------------------------------ what handlers ask for
+
+    def location(self) -> tuple[str, nn.Module | None]:
+        """Path and module that are running."""
+        return self.stack[-1]
+
+    def tag(self, t: Tensor, tag: Tag) -> Tensor:
+        """Attach what is known to a tensor."""
+        setattr(t, TAG, tag)
+        return t
+
+    def tag_routed(self, call: Call, out: Any) -> Any:
+        """Tag the results of a routing call with what all of its inputs have in common."""
+        tags = [getattr(a, TAG) for a in call.activations]
+        constants = any(
+            t.is_floating_point() and not call.is_activation(t) for t in iter_tensors(call.args, call.kwargs)
+        )
+        tag_of_all = Tag(
+            self.token,
+            None,
+            min((t.gate for t in tags), default=PLAIN),
+            nonnegative=not constants
+            and call.name not in WRITES_CONSTANTS
+            and all(t.nonnegative for t in tags)
+            and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0),
+        )
+        written = (call.args[0],) if call.inplace else ()
+        for t in (*written, *(out if isinstance(out, tuple | list) else (out,))):
+            if (
+                isinstance(t, Tensor)
+                and t.requires_grad
+                and not any(t is a for a in call.activations if not written)
+            ):
+                self.tag(t, tag_of_all)
+        return out
+
+    def register(self, site: Site) -> int:
+        """Number a site in execution order."""
+        self.sites.append(site)
+        if self.within is not None:
+            site.rank = self.within.rank
+            site.parent = self.within
+            return self.within.index
+        return len(self.sites) - 1
+
+    def fold(self, before: Site, call: Call) -> None:
+        """A batch norm was folded into the linear site before it."""
+        before.superseded = True
+        self.folds[before.path] = call.path
+
+    def note(self, text: str) -> None:
+        """Remember a choice that the user should know of."""
+        self.notes[text] = None
+
+    def remember(self, t: Tensor, site: Site, slot: int) -> None:
+        """A site keeps an alias of this memory (slot -1: its output)."""
+        self.saved.setdefault(t.untyped_storage().data_ptr(), []).append((site, slot))
+
+    def before_write(self, target: Tensor) -> None:
+        """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
+        copies: dict[Any, Tensor] = {}
+        for site, slot in self.saved.pop(target.untyped_storage().data_ptr(), ()):
+            t = site.result if slot == -1 else site.saved[slot]
+            if t is None:
+                continue
+            key = (t.data_ptr(), t.shape, t.stride())
+            copy = copies.get(key)
+            if copy is None:
+                copy = copies[key] = t.clone()
+            if slot == -1:
+                site.result = copy
+            else:
+                site.saved[slot] = copy
+
+    def makes_one_tensor(self, call: Call) -> bool:
+        """Whether a function gives one floating-point (or complex) tensor; runs it once to see."""
+        with torch.no_grad():
+            out = call.func(*call.args, **call.kwargs)
+        return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())
+
+    def unknown_natively(self, call: Call) -> Any:
+        """Run a call that cannot be made a site; report it if its results carry relevance."""
+        out = call.native()
+        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if call.inplace:
+            results.append(call.args[0])
+        if any(t.requires_grad for t in results):
+            self.unknown_call(call.name, "its results cannot be given a rule of their own")
+            for t in results:
+                if t.requires_grad:
+                    self.tag(t, Tag(self.token))
+        return out
+
+    def unknown_call(self, name: str, why: str) -> None:
+        """Report a call that relevance passes as if it were a plain gradient."""
+        path = self.location()[0]
+        text = f"{name} at {path!r} is not understood ({why}); relevance passes it like a gradient"
+        if self.binding.unknown == "error":
+            raise InputError(text + ". Use unknown='warn' to get a map all the same")
+        self.note("unknown: " + text)
+
+    def embed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An embedding of an integer input: its result is where relevance of that input ends."""
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        for t in iter_tensors(args, kwargs):
+            source = self.integer_inputs.get(t.untyped_storage().data_ptr())
+            if source is not None and isinstance(out, Tensor) and out.shape[:-1] == t.shape:
+                leaf = out.detach().requires_grad_(True)
+                self.embedded.append((source, leaf))
+                return self.tag(leaf.clone(), Tag(self.token))
+        return out
+
+
+#: Routing functions that may write a constant of any sign.
+WRITES_CONSTANTS = frozenset("masked_fill index_fill fill nan_to_num __setitem__ where scatter conj".split())
+
+
+# ------------------------------------------------------------------------------------------------ the model, untouched
+
+_flags_lock = threading.Lock()
+_flags: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while, every module's own flag restored; nests, also across threads.
+
+    The flags are set one by one: a model's own ``train()`` may do more than that.
+    """
+    with _flags_lock:
+        count, flags = _flags.get(model, (0, []))
+        if count == 0:
+            flags = [(m, m.training) for m in model.modules()]
+            for m, _ in flags:
+                m.training = False
+        _flags[model] = (count + 1, flags)
+    try:
+        yield
+    finally:
+        with _flags_lock:
+            count, flags = _flags[model]
+            if count == 1:
+                for m, flag in flags:
+                    m.training = flag
+                del _flags[model]
+            else:
+                _flags[model] = (count - 1, flags)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel and torch.compile; an error for what cannot be explained."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}: {model!r:.80}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{name or 'the model'} is TorchScript, whose calls cannot be seen; give the nn.Module it was made from"
+            )
+        if "quantized" in type(module).__module__:
+            raise InputError(
+                f"{name or 'the model'} is a quantised module ({type(module).__name__}); give the float model it was made from"
+            )
+    for name, p in (*model.named_parameters(), *model.named_buffers()):
+        if p.is_meta:
+            raise InputError(
+                f"parameter {name!r} is on the meta device and has no values; load weights first"
+            )
+    return model
+
+
+class ModuleCall:
+    """One call of a module: where relevance can be read at its inputs and outputs."""
+
+    __slots__ = ("inputs", "outputs")
+
+    def __init__(
+        self, inputs: list[tuple[GradientEdge, Tensor]], outputs: list[tuple[GradientEdge, Tensor]]
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+
+
+class _Watch:
+    """Global module hooks of one trace; they only listen to the thread that traces."""
+
+    def __init__(self, interceptor: Interceptor, calls: dict[str, list[ModuleCall]]) -> None:
+        self.interceptor = interceptor
+        self.calls = calls
+        self.thread = threading.get_ident()
+        self.open: list[list[tuple[GradientEdge, Tensor]]] = []
+        self.handles = [
+            register_module_forward_pre_hook(self.enter),
+            register_module_forward_hook(self.leave, always_call=True),
+        ]
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self.thread:
+            return
+        with torch._C.DisableTorchFunction():
+            stack = self.interceptor.stack
+            path = self.interceptor.names.get(id(module))
+            if path is None:
+                path = f"{stack[-1][0]}.{type(module).__name__}".lstrip(".")
+            stack.append((path, module))
+            self.open.append(self.edges(args))
+
+    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        if threading.get_ident() != self.thread or not self.open:
+            return
+        with torch._C.DisableTorchFunction():
+            path, _ = self.interceptor.stack.pop()
+            self.calls.setdefault(path, []).append(ModuleCall(self.open.pop(), self.edges(result)))
+
+    def edges(self, values: Any) -> list[tuple[GradientEdge, Tensor]]:
+        """Places in the graph where the relevance of these activations can be read, with an empty tensor of their shape."""
+        token = self.interceptor.token
+        found = []
+        for t in values if isinstance(values, tuple | list) else tree_leaves(values):
+            if isinstance(t, Tensor) and t.requires_grad:
+                tag = getattr(t, TAG, None)
+                if tag is not None and tag.trace is token:
+                    found.append((get_gradient_edge(t), t.detach().new_empty(1).expand(t.shape)))
+        return found
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+# ------------------------------------------------------------------------------------------------ public
+
+
+class RelevancePropagator:
+    """Layer-wise relevance propagation through any PyTorch model, without changing it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model as it is: any mode, any device, frozen or not. DataParallel and torch.compile wrappers are looked
+        through. It is never moved or changed.
+    composite : str, Composite or Rule
+        Which site gets which rule: a name of ``list_composites()``, a ``Composite``, or one rule for every linear site.
+    unknown : {"warn", "error"}
+        What to do where relevance reaches a function that is not in the table: report it in the account and share
+        relevance by a first-order expansion, or raise.
+
+    Examples
+    --------
+    >>> trace = RelevancePropagator(model, "epsilon_plus").trace(x)
+    >>> R = trace.relevance(target=3)
+    """
+
+    def __init__(
+        self, model: nn.Module, composite: str | Composite | Rule = "auto", unknown: str = "warn"
+    ) -> None:
+        if unknown not in ("warn", "error"):
+            raise unknown_name("choice for unknown=", unknown, ("warn", "error"))
+        self.model = unwrapped(model)
+        self.composite = composites.get(composite)
+        self.unknown = unknown
+
+    def trace(self, *args: Any, **kwargs: Any) -> Trace:
+        """Run the model once, in eval mode, and record it.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            The model's own arguments. Floating-point tensors among them receive relevance, and integer tensors that
+            the model embeds (token ids).
+
+        Returns
+        -------
+        Trace
+        """
+        return Trace(self.model, args, kwargs, self.composite, self.unknown)
+
+
+Target = Any
+
+
+class Trace:
+    """One recorded forward pass; explanations of it are backward passes only.
+
+    Attributes
+    ----------
+    output
+        The model's own output, bit for bit, detached.
+    sites : list of Site
+        Every call that relevance can pass through, in execution order.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        composite: Composite,
+        unknown: str,
+    ) -> None:
+        self.composite = composite
+        self.binding = Binding(composite, unknown)
+        self.sites: list[Site] = []
+        self.calls: dict[str, list[ModuleCall]] = {}
+        self._lock = threading.RLock()
+        self._last: tuple[Any, Any, Any] | None = None
+        self._report: Report | None = None
+        names = {id(m): name for name, m in model.named_modules()}
+        self._interceptor = Interceptor(self.binding, names, self.sites)
+        self.binding.intercept = lambda site: Interceptor(self.binding, names, [], within=site)
+        args, kwargs = self._enter(args, kwargs)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(evaluating(model))
+            watch = _Watch(self._interceptor, self.calls)
+            stack.callback(watch.remove)
+            stack.enter_context(self._interceptor)
+            self._raw = model(*args, **kwargs)
+        self._interceptor.saved.clear()
+        self._finish()
+
+    # ------------------------------------------------------------------ recording
+
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Replace each tensor input by a copy that relevance can be read at; nothing writes into the caller's tensors."""
+        values, spec = tree_flatten((args, kwargs))
+        self._leaves: list[tuple[str, Tensor]] = []
+        with torch.inference_mode(False), torch.enable_grad():
+            for k, t in enumerate(values):
+                if not isinstance(t, Tensor):
+                    continue
+                if t.is_floating_point() or t.is_complex():
+                    leaf = t.detach().clone() if t.is_inference() else t.detach()
+                    leaf = leaf.requires_grad_(True)
+                    self._leaves.append(("float", leaf))
+                    values[k] = self._interceptor.tag(leaf.clone(), Tag(self._interceptor.token))
+                elif not t.is_floating_point() and t.dtype != torch.bool:
+                    self._interceptor.integer_inputs[t.untyped_storage().data_ptr()] = t
+        return tree_unflatten(values, spec)
+
+    def _finish(self) -> None:
+        """Ranks of the linear sites, and which site made the output."""
+        rank = 0
+        for site in self.sites:
+            if site.kind == "linear" and not site.superseded:
+                site.rank = rank
+                rank += 1
+        self.binding.linear_count = rank
+        for t in tree_leaves(self._raw):
+            tag = getattr(t, TAG, None) if isinstance(t, Tensor) else None
+            if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
+                tag.site.is_output = True
+        for source in self._interceptor.integer_inputs.values():
+            for owner, leaf in self._interceptor.embedded:
+                if owner is source:
+                    self._leaves.append(("embedding", leaf))
+        self.output = tree_map_only(Tensor, lambda t: t.detach(), self._raw)
+
+    # ------------------------------------------------------------------ explaining
+
+    def relevance(
+        self,
+        target: Target = None,
+        seed: Any = "logit",
+        composite: str | Composite | Rule | None = None,
+        account: bool = False,
+        retain: bool = True,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Relevance of the model's inputs.
+
+        Parameters
+        ----------
+        target : None, int, tensor, sequence or callable
+            What is explained: the arg-max of each item (first on ties), one class for all items, one class per item, or
+            a callable of the model's output that gives one value per item (segmentation, detection, regression).
+        seed : {"logit", "one", "contrastive"}, tensor or callable
+            What starts at the output: the target's value, 1, the target's value against an equal share of its
+            negative on all other classes (Gu et al. 2018), or any relevance shaped like the output.
+        composite : str, Composite or Rule, optional
+            Other rules than the propagator's; no new forward pass is made.
+        account : bool
+            Whether to keep the account of relevance in the same pass (else ``report()`` makes a pass of its own).
+        retain : bool
+            Keep the trace for further explanations. With False memory is freed on the way.
+
+        Returns
+        -------
+        Tensor, or tuple of Tensor
+            Signed, shape, dtype and device of the input; one per tensor input that receives relevance. For token ids:
+            one value per token.
+        """
+        (maps,) = self._run([self._start(target, seed)], composite, account, retain, ())[0]
+        self._last = (target, seed, composite)
+        return maps
+
+    def relevances(
+        self,
+        targets: Sequence[Target],
+        seed: Any = "logit",
+        composite: str | Composite | Rule | None = None,
+        batched: bool = True,
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """Several maps from one forward pass, one per target, by one batched backward pass.
+
+        Parameters
+        ----------
+        targets : sequence
+            Each as in :meth:`relevance`.
+        batched : bool
+            All targets in one backward pass (K times its memory), or one after the other.
+        """
+        starts = [self._start(target, seed) for target in targets]
+        if not starts:
+            return []
+        if not batched or any(out is not starts[0][0] for out, _ in starts):
+            return [self._run([start], composite, False, True, ())[0][0] for start in starts]
+        return self._run(starts, composite, False, True, ())[0]
+
+    def layer_relevance(
+        self,
+        name: str | Sequence[str],
+        target: Target = None,
+        seed: Any = "logit",
+        composite: str | Composite | Rule | None = None,
+        which: str = "output",
+        call: int = -1,
+    ) -> Any:
+        """Relevance at a module, for any module that ran.
+
+        Parameters
+        ----------
+        name : str or sequence of str
+            Dotted path as in ``model.named_modules()``. With several, a dict from name to relevance, from one pass.
+        which : {"output", "input"}
+            Where to read it.
+        call : int
+            Which call of a module that ran more than once; the last by default.
+
+        Returns
+        -------
+        Tensor (tuple where there are several), or dict of those
+        """
+        if which not in ("output", "input"):
+            raise unknown_name("side", which, ("output", "input"))
+        names = [name] if isinstance(name, str) else list(name)
+        places: list[tuple[GradientEdge, Tensor]] = []
+        spans: dict[str, tuple[int, int]] = {}
+        for n in names:
+            found = self._places(n, which, call)
+            spans[n] = (len(places), len(places) + len(found))
+            places.extend(found)
+        start = self._start(target, seed)
+        _, at = self._run([start], composite, False, True, tuple(places))
+        self._last = (target, seed, composite)
+        values = {n: tuple(at[a:b]) if b - a != 1 else at[a] for n, (a, b) in spans.items()}
+        return values[name] if isinstance(name, str) else values
+
+    def _places(self, name: str, which: str, call: int) -> list[tuple[GradientEdge, Tensor]]:
+        calls = self.calls.get(name)
+        if calls is None:
+            raise unknown_name("module (of those that ran)", name, self.calls)
+        if not -len(calls) <= call < len(calls):
+            raise InputError(f"module {name!r} ran {len(calls)} times; there is no call {call}")
+        if which == "output" and name in self._interceptor.folds:
+            # a layer and the batch norm folded into it are one site: its output is the batch norm's
+            calls = self.calls.get(self._interceptor.folds[name], calls)
+        found = calls[call].outputs if which == "output" else calls[call].inputs
+        if not found:
+            raise InputError(
+                f"no {which} of module {name!r} depends on the model's input, so it has no relevance"
+            )
+        return found
+
+    # ------------------------------------------------------------------ the start
+
+    def _tensor_output(self) -> Tensor:
+        """The part of the output that class scores are read from."""
+        raw = self._raw
+        if isinstance(raw, Tensor):
+            return raw
+        if isinstance(raw, dict) and isinstance(raw.get("logits"), Tensor):
+            return raw["logits"]
+        if isinstance(raw, dict) and isinstance(raw.get("out"), Tensor):
+            return raw["out"]
+        tensors = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.requires_grad]
+        if not tensors:
+            raise InputError(
+                f"the model's output has no tensor that depends on its input: {type(raw).__name__}"
+            )
+        return tensors[0]
+
+    def _start(self, target: Target, seed: Any) -> tuple[Tensor, Tensor]:
+        """The tensor that relevance starts at, and that relevance."""
+        if callable(target):
+            with torch.enable_grad(), self._interceptor:
+                out = target(self._raw)
+            if not isinstance(out, Tensor) or not out.requires_grad:
+                raise InputError("the callable target must return a tensor computed from the model's output")
+            self._check_output(out)
+            if isinstance(seed, Tensor):
+                return out, self._seed_tensor(seed, out)
+            return out, torch.ones_like(out) if seed == "one" else out.detach()
+        out = self._tensor_output()
+        self._check_output(out)
+        if isinstance(seed, Tensor):
+            return out, self._seed_tensor(seed, out)
+        if callable(seed):
+            return out, self._seed_tensor(seed(out.detach()), out)
+        index = self._indices(out, target)
+        values = out.detach().gather(1, index[:, None])
+        start = torch.zeros_like(out)
+        if seed == "logit":
+            return out, start.scatter_(1, index[:, None], values)
+        if seed == "one":
+            return out, start.scatter_(1, index[:, None], torch.ones_like(values))
+        if seed == "contrastive":
+            if out.shape[1] < 2:
+                raise InputError(
+                    f"seed='contrastive' needs at least two classes; the output has shape {tuple(out.shape)}"
+                )
+            start = start - values / (out.shape[1] - 1)
+            return out, start.scatter_(1, index[:, None], values)
+        raise unknown_name("seed", seed, ("logit", "one", "contrastive"))
+
+    @staticmethod
+    def _check_output(out: Tensor) -> None:
+        if not out.requires_grad:
+            raise InputError(
+                "the model's output does not depend on its input, as far as can be seen: is it detached, computed in "
+                "inference mode or outside of torch?"
+            )
+        if not bool(torch.isfinite(out).all()):
+            bad = int((~torch.isfinite(out)).sum())
+            raise InputError(
+                f"the model's output has {bad} values that are NaN or infinite; there is nothing to explain"
+            )
+
+    @staticmethod
+    def _seed_tensor(seed: Tensor, out: Tensor) -> Tensor:
+        if seed.shape != out.shape:
+            raise InputError(f"seed has shape {tuple(seed.shape)}, but the output has {tuple(out.shape)}")
+        if not bool(torch.isfinite(seed).all()):
+            raise InputError("seed has values that are NaN or infinite")
+        return seed.detach().to(out)
+
+    @staticmethod
+    def _indices(out: Tensor, target: Target) -> Tensor:
+        """One class per item."""
+        if out.dim() != 2 or out.shape[1] == 0:
+            raise InputError(
+                f"the model's output has shape {tuple(out.shape)}, not (items, classes); say what to explain with a callable "
+                "target, such as target=lambda out: out[:, 3].mean((1, 2)), or with a seed tensor of the output's shape"
+            )
+        n, classes = out.shape
+        if target is None:
+            return out.detach().argmax(1)
+        if isinstance(target, bool):
+            raise InputError(f"target must be a class index, got {target!r}")
+        index = torch.as_tensor(target, device=out.device)
+        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            raise InputError(f"target must be integer class indices, got {target!r}")
+        index = index.reshape(-1) if index.dim() <= 1 else index
+        if index.dim() > 1 or index.numel() not in (1, n):
+            raise InputError(
+                f"target has shape {tuple(torch.as_tensor(target).shape)}; give one class for all, or one for each of the {n} "
+                "items; for several maps of one item use Trace.relevances(targets)"
+            )
+        low, high = (int(index.min()), int(index.max())) if index.numel() else (0, 0)
+        if low < -classes or high >= classes:
+            raise InputError(
+                f"target {target!r} is out of range: the model has {classes} classes, 0 to {classes - 1}"
+            )
+        return (index.long() % classes).expand(n)
+
+    # ------------------------------------------------------------------ the backward pass
+
+    def _run(
+        self,
+        starts: list[tuple[Tensor, Tensor]],
+        composite: str | Composite | Rule | None,
+        account: bool,
+        retain: bool,
+        places: tuple[tuple[GradientEdge, Tensor], ...],
+    ) -> tuple[list[Any], list[Tensor]]:
+        """Maps for each start, and relevance at places inside the model (of the first start)."""
+        if not self._leaves:
+            raise InputError(
+                "the model was given no tensor that relevance could be attributed to (a floating-point tensor, or integers "
+                "that it embeds)"
+            )
+        chosen = self.composite if composite is None else composites.get(composite)
+        leaves = [leaf for _, leaf in self._leaves]
+        out = starts[0][0]
+        several = len(starts) > 1
+        seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
+        with self._lock:
+            kept = Account() if account else None
+            self.binding.use(chosen, kept)
+            with torch.inference_mode(False):
+                values = torch.autograd.grad(
+                    out,
+                    [*leaves, *(edge for edge, _ in places)],
+                    seeds.clone() if seeds.is_inference() else seeds,
+                    retain_graph=retain,
+                    allow_unused=True,
+                    is_grads_batched=several,
+                )
+            self._unknown = list(self.binding.unknown_sites.values())
+            if kept is not None:
+                self._report = self._make_report(kept, seeds, values[: len(leaves)])
+            self.binding.account = None
+        maps = []
+        for k in range(len(starts)):
+            found = []
+            for (what, leaf), v in zip(self._leaves, values, strict=False):
+                R = torch.zeros_like(leaf) if v is None else (v[k] if several else v)
+                found.append(R.sum(-1) if what == "embedding" else R)
+            maps.append(found[0] if len(found) == 1 else tuple(found))
+        at = [
+            torch.zeros(shape.shape, dtype=shape.dtype, device=shape.device) if v is None else v
+            for (_, shape), v in zip(places, values[len(leaves) :], strict=True)
+        ]
+        return maps, at
+
+    # ------------------------------------------------------------------ the account
+
+    def report(self) -> Report:
+        """Where the relevance of the last explanation went; makes a backward pass if no account was kept in it."""
+        if self._report is None or self._last is not None:
+            target, seed, composite = self._last or (None, "logit", None)
+            self._run([self._start(target, seed)], composite, True, True, ())
+            self._last = None
+        assert self._report is not None
+        return self._report
+
+    def _make_report(self, account: Account, seeds: Tensor, values: Sequence[Tensor | None]) -> Report:
+        started = float(total(seeds))
+        arrived = sum(float(total(v)) for v in values if v is not None)
+        notes = [n for n in self._interceptor.notes if not n.startswith("unknown: ")]
+        report = Report(started, arrived, account.rows(self.binding.rule_for), self.warnings(), notes)
+        finite = all(bool(torch.isfinite(v).all()) for v in values if v is not None)
+        if not finite:
+            worst = next(
+                (r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None
+            )
+            where = f"; first at {worst.op} of {worst.path!r}" if worst is not None else ""
+            report.warnings.append(f"the map has NaN or infinite values{where}")
+        elif started:
+            size = sum(float(total(v.abs())) for v in values if v is not None)
+            if size > EXPLODED * float(total(seeds.abs())):
+                report.warnings.append(
+                    f"Σ|R| of the map is {size / float(total(seeds.abs())):.3g} times that of the seed: relevance of opposite "
+                    "signs nearly cancels somewhere; do not trust single pixels (rules such as z⁺ or γ avoid this)"
+                )
+        return report
+
+    def warnings(self) -> list[str]:
+        """Functions that the last explanation met and that are not understood."""
+        found = {f"{s.op} at {s.path!r}": s.op for s in getattr(self, "_unknown", [])}
+        return [
+            f"{where} is not in the table of functions; relevance was shared by a first-order expansion. Say how it hands "
+            f"relevance back: saliency_lrp.functions.register({op!r}, 'sum')"
+            for where, op in found.items()
+        ] + [n.removeprefix("unknown: ") for n in self._interceptor.notes if n.startswith("unknown: ")]
+
+    def warn(self) -> None:
+        """Issue :meth:`warnings` as Python warnings."""
+        for text in self.warnings():
+            warnings.warn(text, stacklevel=3)
+
+
+#: How many times larger than the seed a map's total magnitude may be before it is called exploded.
+EXPLODED = 1e4

@@ -1,0 +1,695 @@
+"""The LRP rules: how one site hands the relevance of its output to its inputs.
+
+A *site* is one call of a torch function during the traced forward pass. Every rule is a small class with one
+method, ``relevance(site, R)``, that maps the relevance of the site's output to the relevance of each of its
+inputs. A rule sees a site only through
+
+* ``site.inputs``, ``site.output`` -- the activations that went in and came out,
+* ``site.vjp(c)`` -- the transposed Jacobian of the (linearised) function applied to ``c``, one tensor per input,
+
+and, on linear sites (convolutions, dense layers, folded batch norms, ...), through
+
+* ``site.weight``, ``site.bias`` -- with a following batch norm already folded in,
+* ``site.forward(a, w)``, ``site.transpose(c, w)`` -- the bias-free map and its transpose for any weight.
+
+Notation: input a, weight w, bias b, output z = Σ a w + b, a⁺ = max(a, 0), a⁻ = min(a, 0), and the signed
+stabiliser s(z) = z + ε·sgn(z) with sgn(0) = +1.
+
+Papers: Bach et al. 2015 (ε, αβ), Montavon et al. 2017 (z⁺, z^B, w²: deep Taylor), Montavon et al. 2019 (γ, 0),
+Lapuschkin et al. 2019 (flat), Andéol et al. 2021 (generalised γ), Arras et al. 2017 (signal takes all),
+Achtibat et al. 2024 (AttnLRP: uniform, softmax), Zeiler & Fergus 2014 (DeconvNet),
+Springenberg et al. 2015 (guided backpropagation), Zhang et al. 2018 (excitation backpropagation).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, unknown_name
+
+BiasMode = Literal["keep", "zero", "distribute"]
+
+RULES: dict[str, type[Rule]] = {}
+
+
+def list_rules() -> list[str]:
+    """Names of all rules, sorted."""
+    return sorted(RULES)
+
+
+def get(name: str, **options: Any) -> Rule:
+    """Build a rule by its class name, such as ``get("Epsilon", epsilon=1e-9)``."""
+    if name not in RULES:
+        raise unknown_name("rule", name, RULES)
+    return RULES[name](**options)
+
+
+# --------------------------------------------------------------------------------------------- stabiliser
+
+
+def stabilizer_width(z: Tensor, epsilon: float, relative: bool) -> float | Tensor:
+    """ε itself, or ε · rms(z) of each sample (the first axis) where ``relative``."""
+    if not relative:
+        return epsilon
+    axes = tuple(range(1, z.dim())) if z.dim() > 1 else tuple(range(z.dim()))
+    mean_square = (z.real**2 + z.imag**2 if z.is_complex() else z * z).mean(dim=axes, keepdim=True)
+    return epsilon * mean_square.sqrt()
+
+
+def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
+    """s(z) = z + ε·sgn(z), sgn(0) = +1; for complex z the sign is z / |z|.
+
+    Parameters
+    ----------
+    z : Tensor
+        Denominators.
+    epsilon : float
+        Width of the stabiliser, absolute or in units of rms(z) of each sample.
+    relative : bool
+        Whether ``epsilon`` is relative (scale-free, Montavon et al. 2019 section 10.2).
+    """
+    width = stabilizer_width(z, epsilon, relative)
+    if z.is_complex():
+        return z + width * torch.where(z == 0, torch.ones_like(z), torch.sgn(z))
+    if isinstance(width, Tensor):
+        return torch.where(z < 0, z - width, z + width)
+    return torch.copysign(z.new_tensor(width), z).add_(z)
+
+
+def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
+    """R / s(z); where s(z) is exactly 0 (only without stabiliser) the relevance is dropped.
+
+    Half-precision operands are divided in float32: 1e-6 is subnormal there and R / 1e-6 overflows.
+    """
+    R, z = working(R), working(z)
+    if epsilon == 0:
+        return torch.where(z == 0, torch.zeros_like(z), R / torch.where(z == 0, torch.ones_like(z), z))
+    return R / stabilize(z, epsilon, relative)
+
+
+def working(t: Tensor) -> Tensor:
+    """The tensor in a dtype that relevance can be computed in: half precision becomes float32."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+# --------------------------------------------------------------------------------------------- base classes
+
+
+class Rule:
+    """How a site hands relevance back. Subclass it and give ``kinds`` and ``relevance``; it is then registered.
+
+    Attributes
+    ----------
+    kinds : frozenset of str
+        The kinds of sites that the rule is defined for (see ``saliency_lrp/functions/README.md``).
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__name__.startswith("_"):
+            RULES[cls.__name__] = cls
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        """Relevance of each input of ``site``, given the relevance ``R`` of its output."""
+        raise NotImplementedError
+
+    def applies_to(self, site: Any) -> bool:
+        """Whether the rule is defined for this kind of site."""
+        return site.kind in self.kinds
+
+    def __repr__(self) -> str:
+        # inspect.signature knows the inherited constructors too
+        names = [n for n in inspect.signature(type(self).__init__).parameters if n in vars(self)]
+        return f"{type(self).__name__}({', '.join(f'{n}={vars(self)[n]!r}' for n in names)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+@dataclass(slots=True)
+class Part:
+    """One share of a linear rule: contributions Σ a·w over ``terms`` that divide ``share``·R among them.
+
+    ``terms`` are (input, weight) pairs; input ``None`` stands for ones. ``total`` is the denominator where it is
+    already known; otherwise it is the sum of the contributions and the bias.
+    """
+
+    terms: list[tuple[Tensor | None, Tensor]]
+    bias: Tensor | None = None
+    total: Tensor | None = None
+    share: float | Tensor = 1.0
+
+
+class _LinearRule(Rule):
+    """Rules on linear sites, written as a few :class:`Part` s; this class does the dividing and transposing."""
+
+    kinds = frozenset({"linear"})
+    relative = False
+
+    def __init__(self, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
+        if not epsilon >= 0:
+            raise InputError(f"epsilon must be >= 0, got {epsilon!r}")
+        if bias not in ("keep", "zero", "distribute"):
+            raise unknown_name("bias mode", bias, ("keep", "zero", "distribute"))
+        self.epsilon = epsilon
+        self.bias = bias
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        """The shares of this rule at ``site``."""
+        raise NotImplementedError
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        total: Tensor | None = None
+        for part in self.parts(site):
+            denominator = part.total
+            if denominator is None:
+                denominator = contributions(site, part)
+            share = R if isinstance(part.share, float) and part.share == 1.0 else working(R) * part.share
+            c = divide(share, denominator, self.epsilon, self.relative)
+            for a, w in part.terms:
+                message = site.transpose(c, w)
+                if a is not None:
+                    message = message.mul_(a)
+                total = message if total is None else total.add_(message)
+            if site.account or self.bias == "distribute":
+                absorbed = self.absorbed(site, part, denominator, c)
+                if self.bias == "distribute":
+                    total = total + site.spread(absorbed)
+        return (total,)
+
+    def absorbed(self, site: Any, part: Part, denominator: Tensor, c: Tensor) -> Tensor:
+        """What bias and stabiliser take of the relevance, per output; noted in the account unless distributed."""
+        width = stabilizer_width(denominator, self.epsilon, self.relative)
+        by_epsilon = torch.where(denominator < 0, -1.0, 1.0) * width * c
+        if self.epsilon == 0:
+            by_epsilon = torch.zeros_like(c)
+        by_bias = torch.zeros_like(c) if part.bias is None else site.as_output(part.bias) * c
+        if self.bias != "distribute":
+            site.absorb(epsilon=by_epsilon, bias=by_bias)
+        return by_epsilon + by_bias
+
+    def bias_of(self, site: Any) -> Tensor | None:
+        """The site's bias, or None where it has none or this rule leaves it out."""
+        return None if self.bias == "zero" else site.bias
+
+
+def contributions(site: Any, part: Part) -> Tensor:
+    """Σ a·w over the terms of ``part``, plus its bias."""
+    total: Tensor | None = None
+    for a, w in part.terms:
+        z = site.forward(site.ones_like_input() if a is None else a, w)
+        total = z if total is None else total.add_(z)
+    assert total is not None
+    return total if part.bias is None else total + site.as_output(part.bias)
+
+
+def positive(t: Tensor) -> Tensor:
+    """max(t, 0)."""
+    return t.clamp(min=0)
+
+
+def negative(t: Tensor) -> Tensor:
+    """min(t, 0)."""
+    return t.clamp(max=0)
+
+
+def positive_terms(site: Any, w_same: Tensor, w_opposite: Tensor) -> list[tuple[Tensor | None, Tensor]]:
+    """The pairs (a⁺, ``w_same``), (a⁻, ``w_opposite``); one pair where the input is known to be non-negative."""
+    a = site.input
+    if site.nonnegative:
+        return [(a, w_same)]
+    return [(positive(a), w_same), (negative(a), w_opposite)]
+
+
+# --------------------------------------------------------------------------------------------- linear rules
+
+
+class Epsilon(_LinearRule):
+    """LRP-ε: ``R_i = a_i Σ_j w_ij R_j / s(z_j)`` (Bach et al. 2015, eq. 58).
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser; iNNvestigate uses 1e-7, captum 1e-9, zennit 1e-6.
+    relative : bool
+        Measure ``epsilon`` in units of rms(z) of the sample (0.1 to 0.25 give the sparser maps of the literature).
+    bias : {"keep", "zero", "distribute"}
+        ``"keep"``: part of z, its share is absorbed (zennit, captum). ``"zero"``: left out of z (the original
+        inverter_util, iNNvestigate's ``IgnoreBias``). ``"distribute"``: bias and ε are spread over the inputs,
+        so that relevance is conserved exactly (Arras et al. 2017, ``bias_factor=1``).
+    """
+
+    def __init__(self, epsilon: float = 1e-6, relative: bool = False, bias: BiasMode = "keep") -> None:
+        super().__init__(epsilon, bias)
+        self.relative = relative
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        total = site.output if self.bias != "zero" or site.bias is None else None
+        yield Part([(site.input, site.weight)], self.bias_of(site), total)
+
+
+class ZeroRule(Epsilon):
+    """LRP-0: :class:`Epsilon` without stabiliser; outputs that are exactly 0 drop their relevance."""
+
+    def __init__(self, bias: BiasMode = "keep") -> None:
+        super().__init__(0.0, False, bias)
+
+
+class Gamma(_LinearRule):
+    """LRP-γ: ``R_i = a_i Σ_j (w + γ w⁺)_ij R_j / s(Σ a (w + γ w⁺) + b)`` (Montavon et al. 2019).
+
+    Meant for non-negative inputs: they are not split by sign, and the bias is used as it is. These are captum's
+    numbers. For inputs of any sign take :class:`GeneralizedGamma` (zennit's ``Gamma``).
+    """
+
+    def __init__(self, gamma: float = 0.25, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
+        super().__init__(epsilon, bias)
+        self.gamma = gamma
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        w = site.weight
+        yield Part([(site.input, w + self.gamma * positive(w))], self.bias_of(site))
+
+
+class GeneralizedGamma(_LinearRule):
+    """Generalised LRP-γ for inputs and outputs of any sign (Andéol et al. 2021; zennit's ``Gamma``).
+
+    Where the output is positive, positive contributions count (1 + γ) times:
+    ``z = a⁺(w + γw⁺) + a⁻(w + γw⁻) + b + γb⁺``; where it is negative the negative ones do:
+    ``z = a⁺(w + γw⁻) + a⁻(w + γw⁺) + b + γb⁻``. Outputs that are exactly 0 drop their relevance.
+    The sign is that of the site's output, bias included, also where ``bias="zero"``.
+    """
+
+    def __init__(self, gamma: float = 0.25, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
+        super().__init__(epsilon, bias)
+        self.gamma = gamma
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        w, b, z = site.weight, self.bias_of(site), site.output
+        w_up, w_down = w + self.gamma * positive(w), w + self.gamma * negative(w)
+        b_up = None if b is None else b + self.gamma * positive(b)
+        b_down = None if b is None else b + self.gamma * negative(b)
+        yield Part(positive_terms(site, w_up, w_down), b_up, share=(z > 0).to(w.dtype))
+        yield Part(positive_terms(site, w_down, w_up), b_down, share=(z < 0).to(w.dtype))
+
+
+class ZPlus(_LinearRule):
+    """LRP-z⁺: ``R_i = Σ_j (a⁺w⁺ + a⁻w⁻)_ij R_j / s(Σ a⁺w⁺ + a⁻w⁻ + b⁺)`` (Montavon et al. 2017).
+
+    Equal to αβ with α = 1, β = 0. Inputs are split by sign, so negative inputs are handled rightly.
+    """
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        w, b = site.weight, self.bias_of(site)
+        yield Part(positive_terms(site, positive(w), negative(w)), None if b is None else positive(b))
+
+
+class AlphaBeta(_LinearRule):
+    """LRP-αβ: α times the positive share minus β times the negative share (Bach et al. 2015, eq. 60).
+
+    ``R_i = α Σ_j (a⁺w⁺ + a⁻w⁻) R_j / s(Σ a⁺w⁺ + a⁻w⁻ + b⁺) − β Σ_j (a⁺w⁻ + a⁻w⁺) R_j / s(Σ a⁺w⁻ + a⁻w⁺ + b⁻)``
+
+    α − β must be 1 (compared with a tolerance), both must be ≥ 0. iNNvestigate's version with bias puts the whole
+    bias into both denominators; that is a bug and is not reproduced (see ``docs/differences.md``).
+    """
+
+    def __init__(
+        self, alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, bias: BiasMode = "keep"
+    ) -> None:
+        super().__init__(epsilon, bias)
+        if alpha < 0 or beta < 0 or abs(alpha - beta - 1.0) > 1e-6:
+            raise InputError(f"alpha and beta must be >= 0 with alpha - beta = 1, got {alpha} and {beta}")
+        self.alpha = float(alpha)
+        self.beta = float(beta)
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        w, b = site.weight, self.bias_of(site)
+        w_pos, w_neg = positive(w), negative(w)
+        yield Part(positive_terms(site, w_pos, w_neg), None if b is None else positive(b), share=self.alpha)
+        if self.beta:
+            yield Part(
+                positive_terms(site, w_neg, w_pos), None if b is None else negative(b), share=-self.beta
+            )
+
+
+class WSquare(_LinearRule):
+    """LRP-w²: ``R_i = Σ_j w²_ij R_j / s(Σ_i w²_ij)`` (Montavon et al. 2017), for unbounded real inputs.
+
+    The paper and iNNvestigate have no bias here, hence the default ``bias="zero"``; with ``"keep"`` b² joins the
+    denominator as in zennit.
+    """
+
+    def __init__(self, epsilon: float = 1e-6, bias: BiasMode = "zero") -> None:
+        super().__init__(epsilon, bias)
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        b = self.bias_of(site)
+        yield Part([(None, site.weight**2)], None if b is None else b**2)
+
+
+class Flat(_LinearRule):
+    """LRP-flat: every connected input gets the same share (Lapuschkin et al. 2019); aware of borders."""
+
+    def __init__(self, epsilon: float = 1e-6) -> None:
+        super().__init__(epsilon, "zero")
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        yield Part([(None, torch.ones_like(site.weight))])
+
+
+class ZBox(_LinearRule):
+    """LRP-z^B for inputs in a box, such as pixels (Montavon et al. 2017; iNNvestigate's ``BoundedRule``).
+
+    ``R_i = Σ_j (a w − l w⁺ − h w⁻)_ij R_j / s(Σ_i (a w − l w⁺ − h w⁻)_ij)``
+
+    Parameters
+    ----------
+    low, high : float or Tensor
+        Smallest and largest value of the input, l ≤ a ≤ h; a tensor must broadcast to the input (a longer batch
+        axis is cut). With normalised images these are the normalised black and white.
+    """
+
+    def __init__(self, low: float | Tensor = -1.0, high: float | Tensor = 1.0, epsilon: float = 1e-6) -> None:
+        super().__init__(epsilon, "zero")
+        self.low = low
+        self.high = high
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        a, w = site.input, site.weight
+        low, high = (self.bound(v, a) for v in (self.low, self.high))
+        yield Part([(a, w), (low, -positive(w)), (high, -negative(w))])
+
+    @staticmethod
+    def bound(value: float | Tensor, a: Tensor) -> Tensor:
+        """``value`` as a tensor of the input's shape."""
+        value = torch.as_tensor(value, dtype=a.dtype, device=a.device)
+        if value.dim() == a.dim() and value.shape[0] > a.shape[0]:
+            value = value[: a.shape[0]]
+        return value.expand(a.shape)
+
+
+class Power(_LinearRule):
+    """The e-rule of Pytorch-LRP and TensorWatch: ``R_i = a_i^p Σ_j w_ij^p R_j / (z_j + ε·sign z_j)``, z = Σ a^p w^p.
+
+    Parameters
+    ----------
+    p : int
+        The original's ``lrp_exponent``. Even exponents drop all signs, by definition. A non-integer exponent is an
+        error where an input or weight is negative (the original returns NaN).
+    bias : {"zero", "keep", "distribute"}
+        The original leaves the bias out. Outputs with z = 0 exactly drop their relevance.
+    """
+
+    def __init__(self, p: float = 1, epsilon: float = 1e-6, bias: BiasMode = "zero") -> None:
+        super().__init__(epsilon, bias)
+        self.p = p
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        b = self.bias_of(site)
+        part = Part(
+            [(self.power(site.input, "input"), self.power(site.weight, "weight"))],
+            None if b is None else self.power(b, "bias"),
+        )
+        part.total = contributions(site, part)
+        part.share = (part.total != 0).to(part.total.dtype)
+        yield part
+
+    def power(self, t: Tensor, what: str) -> Tensor:
+        """t^p, refusing roots of negative numbers."""
+        if self.p == 1:
+            return t
+        if float(self.p).is_integer():
+            return t ** int(self.p)
+        if bool((t < 0).any()):
+            raise InputError(
+                f"the e-rule with the non-integer exponent p={self.p} is undefined for negative values, and the {what} "
+                "has some; use an integer p"
+            )
+        return t**self.p
+
+
+class Beta(_LinearRule):
+    """The b-rule of Pytorch-LRP and TensorWatch: αβ with α = 1 + β, bias left out, and rare neurons rescaled.
+
+    ``R_i = (1 + β) · positive share − β · negative share``. An output that only has contributions of one sign (a
+    *rare neuron*) hands on its whole relevance, so that relevance is conserved, except where the factor of that sign is
+    0 (β = −1 or 0): there it is lost, by definition.
+    """
+
+    def __init__(self, beta: float = 0.5, epsilon: float = 1e-6) -> None:
+        super().__init__(epsilon, "zero")
+        if not beta >= -1:
+            raise InputError(f"beta must be in [-1, inf), got {beta!r}")
+        self.beta = float(beta)
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        w = site.weight
+        w_pos, w_neg = positive(w), negative(w)
+        up = Part(positive_terms(site, w_pos, w_neg))
+        down = Part(positive_terms(site, w_neg, w_pos))
+        up.total, down.total = contributions(site, up), contributions(site, down)
+        up.share = self.rescaled(1.0 + self.beta, other=down.total)
+        down.share = self.rescaled(-self.beta, other=up.total)
+        yield up
+        yield down
+
+    @staticmethod
+    def rescaled(factor: float, other: Tensor) -> Tensor:
+        """``factor``, or 1 where the other sign has no contribution; a factor of 0 stays 0."""
+        alone = 1.0 if factor else 0.0
+        return torch.where(other == 0, alone, factor).to(other.dtype)
+
+
+class PassBatchNorm(Rule):
+    """A batch norm passes relevance unchanged; the linear layer it follows takes the rule ``then``.
+
+    The convention of Pytorch-LRP and TensorWatch. A batch norm is not one-to-one in value, so that folding it into
+    the layer (what happens without this rule) is the better choice; see ``docs/differences.md``.
+    """
+
+    kinds = frozenset({"linear"})
+
+    def __init__(self, then: Rule) -> None:
+        self.then = then
+
+    def applies_to(self, site: Any) -> bool:
+        return site.kind == "linear" and site.batch_norm is not None
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return site.below_batch_norm(self.then, R)
+
+
+class BatchNormReverse(Rule):
+    """iNNvestigate's rule for a batch norm of its own: ``R_in = R · x (y − β) / ((x − μ) y)``, stabilised.
+
+    On a site where a linear layer and its batch norm were folded, the batch norm takes this rule and the linear
+    layer the rule ``then``.
+    """
+
+    kinds = frozenset({"linear"})
+
+    def __init__(self, epsilon: float = 1e-7, then: Rule | None = None) -> None:
+        self.epsilon = epsilon
+        self.then = then if then is not None else Epsilon(1e-7)
+
+    def applies_to(self, site: Any) -> bool:
+        return site.kind == "linear" and site.batch_norm is not None
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, shift = site.batch_norm_input(), *site.batch_norm_constants()
+        y = site.output
+        ratio = divide(x * (y - shift), (x - mean) * y, self.epsilon)
+        return site.below_batch_norm(self.then, working(R) * ratio)
+
+
+# --------------------------------------------------------------------------------------------- any kind of site
+
+ANY_KIND = frozenset(
+    {
+        "linear",
+        "sum",
+        "activation",
+        "scale",
+        "product",
+        "gate",
+        "matmul",
+        "softmax",
+        "attention",
+        "normalisation",
+        "recurrent",
+        "unknown",
+    }
+)
+
+
+class Norm(Rule):
+    """In proportion to contributions: ``R_i = a_i · [Jᵀ (R / s(z))]_i`` with J the site's linear part.
+
+    Serves sums, means, pooling, interpolation and normalisations (whose statistics count as constants), and is LRP-ε
+    on linear sites. A constant operand acts as a bias and absorbs its share.
+    """
+
+    kinds = frozenset({"sum", "normalisation", "linear", "matmul", "unknown"})
+
+    def __init__(self, epsilon: float = 1e-9, relative: bool = False) -> None:
+        self.epsilon = epsilon
+        self.relative = relative
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        c = divide(R, site.output, self.epsilon, self.relative)
+        if site.account and not c.is_complex():
+            z = working(site.output)
+            width = stabilizer_width(z, self.epsilon, self.relative)
+            site.absorb(epsilon=torch.where(z < 0, -1.0, 1.0) * width * c)
+        # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
+        grads = site.vjp(c.conj() if c.is_complex() else c)
+        return tuple(
+            None if g is None else working(a) * (g.conj() if g.is_complex() else g)
+            for a, g in zip(site.inputs, grads, strict=True)
+        )
+
+
+class Taylor(Norm):
+    """What an op without a rule of its own gets: :class:`Norm`, reported to the user as not understood."""
+
+
+class Pass(Rule):
+    """Relevance passes unchanged: ``R_in = R``, for one-to-one functions (activations; a batch norm of its own)."""
+
+    kinds = frozenset({"activation", "scale", "normalisation", "linear", "softmax", "unknown", "sum"})
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return site.pass_through(R)
+
+
+class Stop(Rule):
+    """Relevance ends here: every input gets 0. What arrived is noted in the account as absorbed by the rule."""
+
+    kinds = ANY_KIND
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        if site.account:
+            site.absorb(rule=R)
+        return (None,) * site.arity
+
+
+class Gradient(Rule):
+    """No relevance at all but the plain gradient, ``Jᵀ R``: for the gradient methods built on this engine."""
+
+    kinds = ANY_KIND
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return site.gradient(R)
+
+
+# --------------------------------------------------------------------------------------------- activations
+
+
+class DeconvNet(Rule):
+    """DeconvNet at a ReLU: ``R_in = max(R, 0)`` (Zeiler & Fergus 2014)."""
+
+    kinds = frozenset({"activation"})
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return (positive(R),)
+
+
+class GuidedBackprop(Rule):
+    """Guided backpropagation at a ReLU: ``R_in = max(R, 0) · [z > 0]`` (Springenberg et al. 2015)."""
+
+    kinds = frozenset({"activation"})
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return (positive(R) * (site.output > 0),)
+
+
+class ExcitationBackprop(Gradient):
+    """Excitation backpropagation at an activation: its gradient (Zhang et al. 2018); linear sites take z⁺."""
+
+    kinds = frozenset({"activation"})
+
+
+# --------------------------------------------------------------------------------------------- products, softmax
+
+
+class Uniform(Rule):
+    """Equal shares for the factors of a product: ``R_k = R / n`` (AttnLRP, Achtibat et al. 2024, prop. 3.2, 3.3).
+
+    A matrix product of two activations splits ``R / 2`` over the summands of each output in proportion.
+    """
+
+    kinds = frozenset({"product", "gate", "matmul"})
+
+    def __init__(self, epsilon: float = 1e-9) -> None:
+        self.epsilon = epsilon
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return site.split(R, [1.0 / site.arity] * site.arity, self.epsilon)
+
+
+class SignalTakesAll(Rule):
+    """A gate gets nothing, the signal it multiplies gets all (Arras et al. 2017); without a gate, equal shares."""
+
+    kinds = frozenset({"product", "gate", "matmul"})
+
+    def __init__(self, epsilon: float = 1e-9) -> None:
+        self.epsilon = epsilon
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        n = site.arity
+        signals = [k not in site.gates for k in range(n)]
+        if not any(signals):
+            signals = [True] * n
+        share = 1.0 / sum(signals)
+        return site.split(R, [share if s else 0.0 for s in signals], self.epsilon)
+
+
+class SoftmaxTaylor(Rule):
+    """Softmax by deep Taylor decomposition: ``R_i = x_i (R_i − y_i Σ_k R_k)`` (AttnLRP, proposition 3.1).
+
+    The sum runs along the softmax's own axis. Entries masked with −inf get 0.
+    """
+
+    kinds = frozenset({"softmax"})
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, R = working(site.inputs[0]), working(site.output), working(R)
+        x = torch.where(torch.isinf(x), torch.zeros_like(x), x)
+        R_in = x * (R - y * R.sum(dim=site.dim, keepdim=True))
+        if site.account:
+            site.absorb(rule=R.sum() - R_in.sum())
+        return (R_in,)
+
+
+class _AttentionRule(Rule):
+    """Rules on a fused scaled dot-product attention, whose weights are recomputed in the backward pass."""
+
+    kinds = frozenset({"attention"})
+
+    def __init__(self, epsilon: float = 1e-9) -> None:
+        self.epsilon = epsilon
+
+
+class AttentionAttnLRP(_AttentionRule):
+    """AttnLRP (Achtibat et al. 2024): uniform at A·V and at Q·Kᵀ, deep Taylor at the softmax."""
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return site.through(Uniform(self.epsilon), SoftmaxTaylor(), R)
+
+
+class AttentionCPLRP(_AttentionRule):
+    """CP-LRP (Ali et al. 2022): the attention weights are a gate, the values take all."""
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return site.through(SignalTakesAll(self.epsilon), Stop(), R)
