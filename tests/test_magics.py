@@ -1,0 +1,60 @@
+"""``%saliency`` and ``%%saliency``."""
+
+from __future__ import annotations
+
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+from saliency_lrp import magics
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    shell = InteractiveShell()
+    magics.register_magics(shell)
+    shell.user_ns.update(model="the model", images=["cat", "dog"])
+    asked = []
+    monkeypatch.setattr(magics, "compare", lambda *args, **options: asked.append((args, options)) or "widget")
+    shell.asked = asked
+    return shell
+
+
+def test_line(shell):
+    shown = shell.run_line_magic(
+        "saliency", "model images[1] --methods lrp occlusion --label 3 --rule epsilon_plus --layer features.3")
+    assert shown == "widget"
+    assert shell.asked == [(("the model", "dog"), {
+        "methods": ["lrp", "occlusion"], "label": 3, "composite": "epsilon_plus", "layer": "features.3"})]
+
+
+def test_quoted_expressions_and_paths(shell, tmp_path):
+    path = tmp_path / "cat.png"
+    path.write_bytes(b"")
+    shell.run_line_magic("saliency", 'model "images[0 + 1]"')
+    shell.run_line_magic("saliency", f'model "{path}"')
+    assert [args[1] for args, _ in shell.asked] == ["dog", str(path)]
+
+
+def test_cell_has_one_image_a_line(shell, capsys):
+    shell.run_cell_magic("saliency", "model -m lrp", "images[0]\n# not this one\n\nimages[1]\n")
+    assert shell.asked == [(("the model", name), {"methods": ["lrp"]}) for name in ("cat", "dog")]
+
+
+@pytest.mark.parametrize("line, cell, match", [
+    ("model", None, "needs a model and an image"), ("model image", "images[0]", "one too many"),
+    ("model", "# nothing\n", "no image"), ("model image --sign up", None, "invalid choice")])
+def test_misuse_says_how_to_mend_it(shell, line, cell, match):
+    with pytest.raises(UsageError, match=match):
+        if cell is None:
+            shell.run_line_magic("saliency", line)
+        else:
+            shell.run_cell_magic("saliency", line, cell)
+    assert shell.asked == []
+
+
+def test_unregistering_leaves_nothing(shell):
+    magics.register_magics(shell)
+    magics.unregister_magics(shell)
+    assert shell.find_line_magic("saliency") is None and shell.find_cell_magic("saliency") is None
+    magics.unregister_magics(shell)
