@@ -10,6 +10,7 @@ import base64
 import html
 import importlib
 import importlib.util
+import io
 import os
 import shlex
 import sys
@@ -27,7 +28,7 @@ from torch import nn
 from .errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from .results import ImageSaliencyResult, SaliencyResults
+    from .results import SaliencyResults
 
 DEFAULT_METHODS = ("lrp", "grad_x_input", "occlusion")
 DEMO_IMAGES = 3
@@ -194,6 +195,7 @@ def find_subjects(options: argparse.Namespace) -> list[Subject]:
 def find_methods(methods: Sequence[str], composite: str | None) -> list[str]:
     """Check the methods' names; `lrp` becomes `lrp:<composite>` where a composite is given."""
     from . import list_composites, list_methods
+    from .explainers import registry
 
     if composite is not None:
         if composite not in list_composites():
@@ -202,8 +204,9 @@ def find_methods(methods: Sequence[str], composite: str | None) -> list[str]:
             raise InputError(f"--composite {composite} needs method 'lrp', which is not among the methods")
         methods = [f"lrp:{composite}" if method == "lrp" else method for method in methods]
     for method in methods:
-        if method not in list_methods():
-            raise unknown_name("method", method, list_methods())
+        if method not in list_methods():  # a short list of names, unless composites are asked for
+            prefixed = method.startswith(registry.LRP_PREFIX)
+            raise unknown_name("method", method, list_methods("lrp:*") if prefixed else plain_methods())
     return list(dict.fromkeys(methods))
 
 
@@ -312,12 +315,18 @@ def _guarded(call: Any, what: str) -> Any:
         raise InputError(f"{what} raised {type(error).__name__}: {_one_line(error)}") from error
 
 
+def plain_methods() -> list[str]:
+    """All methods but those that are LRP with a named composite."""
+    from . import list_methods
+
+    return [name for name in list_methods() if not name.startswith("lrp:")]
+
+
 def print_names() -> None:
     """Print every method and composite."""
-    from . import list_composites, list_methods
+    from . import list_composites
 
-    methods = [name for name in list_methods() if not name.startswith("lrp:")]
-    print("methods (--method):", *methods, sep="\n  ")
+    print("methods (--method):", *plain_methods(), sep="\n  ")
     print("\ncomposites (--composite NAME, or --method lrp:NAME):", *list_composites(), sep="\n  ")
 
 
@@ -342,6 +351,8 @@ def explain(
     from . import get_image_saliency_plot, get_image_saliency_results
 
     results = get_image_saliency_results(model, subject.image, label=target, device=device, methods=methods)
+    if all(result.error is not None for result in results):
+        raise InputError("; ".join(f"{result.method} failed: {result.error}" for result in results))
     logits = model_logits(model, subject.image)
     label = int(logits.argmax()) if target is None else target
     figure = get_image_saliency_plot(results, cols=min(len(methods), 3))
@@ -363,11 +374,10 @@ def model_logits(model: nn.Module, image: Any) -> np.ndarray:
     return class_scores(model(inputs))[0].double().cpu().numpy()
 
 
-def share_inside(relevance: Any, mask: np.ndarray) -> float:
-    """The share of a map's positive relevance, (..., H, W) summed over what comes before, inside the mask."""
-    values = np.asarray(relevance, dtype=np.float64)
-    values = values.reshape(-1, *values.shape[-2:]).sum(0).clip(min=0)
-    return float(values[mask].sum() / values.sum()) if values.any() else float("nan")
+def share_inside(relevance: np.ndarray, mask: np.ndarray) -> float:
+    """The share of a map's positive relevance, (H, W), that lies inside the mask; NaN if it has none."""
+    positive = relevance.clip(min=0)
+    return float(positive[mask].sum() / positive.sum()) if positive.any() else float("nan")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -399,22 +409,24 @@ def headline(item: Explained, model: nn.Module) -> str:
 
 def table(item: Explained) -> list[list[str]]:
     """The numbers of every method, the first row being their names."""
-    rows = [["method", "seconds", "conserved"] + (["on the object"] if item.subject.mask is not None else [])]
+    mask = item.subject.mask
+    rows = [["method", "seconds", "conserved"] + (["on the object"] if mask is not None else [])]
     for result in item.results:
-        rows.append([result.method, f"{result.seconds:.3f}", _percent(_conserved(result))])
-        if item.subject.mask is not None:
-            rows[-1].append(_percent(share_inside(result.relevance, item.subject.mask)))
+        seconds = "failed" if result.seconds is None else f"{result.seconds:.3f}"
+        rows.append([result.method, seconds, _percent(result.conserved)])
+        if mask is not None:
+            inside = None if result.signed_map is None else share_inside(result.signed_map, mask)
+            rows[-1].append(_percent(inside))
     return rows
 
 
-def _conserved(result: ImageSaliencyResult) -> float | None:
-    return None if result.report is None else result.report.conserved
-
-
 def _warnings(item: Explained) -> list[str]:
-    reported = (result for result in item.results if result.report is not None)
-    found = [f"{result.method}: {text}" for result in reported for text in result.report.warnings]
-    return list(dict.fromkeys(found))
+    """Why a method failed, or why not to trust its map."""
+    return [
+        f"{result.method}: {' '.join(str(text).split())}"
+        for result in item.results
+        for text in ([result.error] if result.error is not None else result.warnings)
+    ]
 
 
 def as_text(item: Explained, model: nn.Module) -> str:
@@ -465,14 +477,30 @@ def as_page(explained: list[Explained], model: nn.Module, command: str) -> str:
 
 def _section(item: Explained, model: nn.Module) -> str:
     says, _, numbers = headline(item, model).partition("; ")
-    inlined = base64.b64encode(item.picture.read_bytes()).decode()
     alt = f"{item.subject.name} and its maps by {', '.join(result.method for result in item.results)}"
     warnings = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in _warnings(item))
     return (
-        f"<section><h2>{html.escape(says)}</h2><p>{html.escape(numbers)}</p>"
-        f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{inlined}">'
+        f'<section><h2>{html.escape(says)}</h2><p class="subject">{_thumbnail(item.subject)}'
+        f"<span>{html.escape(numbers)}</span></p>"
+        f'<img alt="{html.escape(alt)}" src="{_inlined(item.picture.read_bytes())}">'
         f"{_html_table(table(item))}{warnings}</section>"
     )
+
+
+def _thumbnail(subject: Subject, side: int = 96) -> str:
+    """The image itself in its own colours, small."""
+    picture = subject.image.convert("RGB")
+    picture.thumbnail((2 * side, 2 * side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    scale = side / max(picture.size)
+    width, height = (round(scale * length) for length in picture.size)
+    alt = html.escape(subject.name)
+    return f'<img alt="{alt}" width="{width}" height="{height}" src="{_inlined(buffer.getvalue())}">'
+
+
+def _inlined(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _html_table(rows: list[list[str]]) -> str:
