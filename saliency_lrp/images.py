@@ -592,7 +592,7 @@ def is_signed(values: np.ndarray) -> bool:
 
 def opacity(values: np.ndarray, limit: float, most: float = 0.9) -> np.ndarray:
     """Opacity per pixel in [0, most], by |R| up to `limit`: what does not matter stays see-through."""
-    return most * np.sqrt(np.clip(np.abs(values) / limit, 0, 1))
+    return most * np.clip(np.abs(values) / limit, 0, 1)
 
 
 def backdrop(picture: Any) -> np.ndarray:
