@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from saliency_lrp.demo import DEMO_CLASSES, IMAGE_SIZE, PREPROCESSING
+from saliency_lrp.demo import DEMO_CLASSES, IMAGE_SIZE, PREPROCESSING, DemoNet, load_demo_model
 
 
 class _DemoArchitecture(nn.Module):
@@ -32,9 +32,7 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -48,9 +46,7 @@ class SmallResNet(_DemoArchitecture):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         self.blocks = nn.Sequential(
             ResidualBlock(16, 16, 1),
             ResidualBlock(16, 32, 2),
@@ -96,19 +92,20 @@ class TransformerBlock(nn.Module):
 
 
 class SmallViT(_DemoArchitecture):
-    """A vision transformer on 8 x 8 patches with a small convolutional stem and a class token.
+    """A vision transformer with a class token, on the 8 x 8 positions of a convolutional stem.
 
-    The stem (two strided convolutions before the patch embedding) is what lets a transformer learn from
-    so little data in minutes.
+    Parameters
+    ----------
+    pretrained_stem : bool
+        Start the stem (three blocks like the demo network's) from the demo network's weights. From scratch a
+        transformer needs far more than a few minutes to learn from so little data.
     """
 
-    def __init__(self, width: int = 96, depth: int = 4, heads: int = 4) -> None:
+    def __init__(self, width: int = 96, depth: int = 4, heads: int = 4, pretrained_stem: bool = False) -> None:
         super().__init__()
-        self.patch_embedding = nn.Sequential(
-            nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.GELU(),
-            nn.Conv2d(24, 48, 3, 2, 1, bias=False), nn.BatchNorm2d(48), nn.GELU(),
-            nn.Conv2d(48, width, 2, 2),
-        )  # fmt: skip
+        network = load_demo_model() if pretrained_stem else DemoNet()
+        stem = network.features[:12]  # three blocks of four layers
+        self.patch_embedding = nn.Sequential(*stem, nn.Conv2d(stem[8].out_channels, width, 1))
         tokens = (IMAGE_SIZE // 8) ** 2 + 1
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(1, tokens, width))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 from benchmarks.models import SmallResNet, SmallViT  # noqa: E402
 from saliency_lrp.demo import WEIGHTS, DemoData, DemoNet, demo_dataset  # noqa: E402
 
-ARCHITECTURES = {"cnn": DemoNet, "resnet": SmallResNet, "vit": SmallViT}
+ARCHITECTURES = {"cnn": DemoNet, "resnet": SmallResNet, "vit": partial(SmallViT, pretrained_stem=True)}
 # Passes over fresh images, and the highest learning rate.
-RECIPES = {"cnn": (8, 1e-2), "resnet": (10, 1e-2), "vit": (30, 1e-3)}
+RECIPES = {"cnn": (8, 1e-2), "resnet": (10, 1e-2), "vit": (5, 2e-3)}
 
 
 def train_demo(

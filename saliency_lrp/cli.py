@@ -349,8 +349,11 @@ def explain(
 ) -> Explained:
     """Make all maps of one image and write their picture."""
     from . import get_image_saliency_plot, get_image_saliency_results
+    from .explainers import registry
 
-    results = get_image_saliency_results(model, subject.image, label=target, device=device, methods=methods)
+    # Where relevance went is kept on request only, by the methods that can say it.
+    account = {"account": True} if any("account" in registry.option_names(name) for name in methods) else {}
+    results = get_image_saliency_results(model, subject.image, label=target, device=device, methods=methods, **account)
     if all(result.error is not None for result in results):
         raise InputError("; ".join(f"{result.method} failed: {result.error}" for result in results))
     logits = model_logits(model, subject.image)
