@@ -51,7 +51,6 @@ bench: $(VENV)/.dev            ## time one map against one plain gradient
 
 lint: $(VENV)/.dev            ## check style
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 
 format: $(VENV)/.dev            ## mend style
 	$(BIN)/ruff check --fix .

@@ -149,9 +149,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
-    parts = train_test_split(
-        data.images / 16, data.target, test_size=TEST_DIGITS, random_state=0, stratify=data.target
-    )
+    parts = train_test_split(data.images / 16, data.target, test_size=TEST_DIGITS, random_state=0, stratify=data.target)
     first = SPLITS.index(split)
     return parts[first], parts[2 + first]
 
