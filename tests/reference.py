@@ -7,6 +7,7 @@ through torch's own functional; a rule becomes NumPy on that matrix, with one en
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,8 +31,12 @@ class Matrix:
     bias: np.ndarray | None
 
 
+@functools.lru_cache(maxsize=4096)
 def matrix_of(layer: nn.Module, shape: tuple[int, ...]) -> Matrix:
-    """The matrix of a linear, convolution or transposed convolution layer for one sample of `shape`."""
+    """The matrix of a linear, convolution or transposed convolution layer for one sample of `shape`.
+
+    Remembered: a layer must not be changed between two calls.
+    """
     layer = copy.deepcopy(layer).double().cpu()
     bias = _bias_matrix(layer, shape)
     if layer.bias is not None:
@@ -221,5 +226,4 @@ def well_conditioned(
         size = np.abs(part.contributions).sum(-1) + np.abs(b)
         good &= (np.abs(part.contributions.sum(-1) + b) >= margin * size) & (size > 0)
     with torch.no_grad():
-        shape = copy.deepcopy(layer).double()(x.detach().double()).shape
-    return torch.from_numpy(good).to(x.dtype).reshape(shape)
+        return torch.from_numpy(good).to(x.dtype).reshape(layer(x).shape)
