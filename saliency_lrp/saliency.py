@@ -16,6 +16,7 @@ from . import images
 from .errors import InputError, unknown_name
 from .explainers import registry
 from .explainers.base import Question, check_input, check_model, unwrap
+from .explainers.batching import each_with_progress
 from .explainers.untouched import device_of, on_device, untouched
 from .results import ImageSaliencyResult, SaliencyResults
 
@@ -116,10 +117,14 @@ def get_image_saliency_results(
     device, methods, layer_path = _sort_positions(device, methods, layer_path, default=DEFAULT_METHODS)
     methods = [methods] if isinstance(methods, str) else list(methods)
     plans = _plan(methods, layer_path, options)
+    for plan in plans:
+        if "account" in registry.option_names(plan.method):
+            plan.options.setdefault("account", True)  # the figure says how far to trust a map
     with _session(model, raw_image, input, label, device, options) as session:
         if session.input.shape[0] != 1:
             raise InputError(f"one image at a time: the input is a batch of {session.input.shape[0]}.")
-        return SaliencyResults(_result(session, plan) for plan in _with_bar(plans))
+        todo = each_with_progress(plans, "saliency", lambda plan: plan.method)
+        return SaliencyResults([_result(session, plan) for plan in todo])
 
 
 def compare_saliency(model: nn.Module, raw_image: Any, *args: Any, **options: Any) -> Any:
@@ -320,7 +325,8 @@ def _explain(session: _Session, plan: _Plan) -> tuple[Tensor, Any, float]:
     """Relevance on the CPU, the account where there is one, and the seconds it took."""
     explainer = registry.get(plan.method, session.model, **plan.options)
     start = time.perf_counter()
-    relevance = explainer.explain(session.input, session.label, session.raw_image)
+    with untouched(session.model):
+        relevance = explainer.explain(session.input, session.label, session.raw_image)
     seconds = time.perf_counter() - start
     relevance = relevance.detach().cpu()
     if not torch.isfinite(relevance).all():
@@ -344,12 +350,6 @@ def _result(session: _Session, plan: _Plan) -> ImageSaliencyResult:
         result.warnings.append("the map is zero everywhere")
     result.warnings += getattr(result.report, "warnings", None) or []
     return result
-
-
-def _with_bar(plans: list[_Plan]) -> Iterator[_Plan]:
-    from tqdm import tqdm
-
-    return iter(tqdm(plans, desc="saliency", unit="method", delay=1.0, leave=False, disable=len(plans) < 2))
 
 
 def _to_maps(relevance: Tensor, geometry: images.Geometry | None) -> np.ndarray:

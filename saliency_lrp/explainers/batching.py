@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+_watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("watcher", default=None)
+
+T = TypeVar("T")
 
 # Larger batches bring nothing on a CPU and only cost cache misses.
 _MOST = {"cpu": 32, "cuda": 256}
@@ -68,20 +74,58 @@ def samples_per_pass(model: nn.Module, x: Tensor, run: Callable[[Tensor], object
 
 
 @contextmanager
-def progress(
-    forward: Callable[[Tensor], Tensor], total: int, title: str
-) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Wrap `forward` so that a bar counts the samples that went through it.
+def watching(reached: Callable[[int, int], None]) -> Iterator[None]:
+    """Tell `reached(done, total)` about passes made inside, in this thread, instead of drawing a bar.
 
-    The bar appears on standard error after one second and goes away when done.
+    What it raises ends the explanation: so a user interface cancels one.
+    """
+    token = _watcher.set(reached)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+_outer: ContextVar[Any] = ContextVar("outer", default=None)
+
+
+def each_with_progress(items: Sequence[T], title: str, name: Callable[[T], str]) -> Iterator[T]:
+    """Yield the items under one bar; passes counted by :func:`progress` meanwhile are written behind it.
+
+    Bars appear on standard error after one second and go away when done.
     """
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=title, unit="pass", delay=1.0, leave=False) as bar:
+    with tqdm(total=len(items), desc=title, unit="method", delay=1.0, leave=False) as bar:
+        for item in items:
+            bar.set_postfix_str(name(item))
+            token = _outer.set(bar)
+            try:
+                yield item
+            finally:
+                _outer.reset(token)
+            bar.update()
+
+
+@contextmanager
+def progress(
+    forward: Callable[[Tensor], Tensor], total: int, title: str
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Wrap `forward` so that a bar counts the samples that went through it."""
+    from tqdm import tqdm
+
+    outer = _outer.get()
+    with tqdm(total=total, desc=title, delay=1.0, leave=False, disable=outer is not None) as bar:
+        done = 0
 
         def counted(x: Tensor) -> Tensor:
+            nonlocal done
             output = forward(x)
-            bar.update(min(x.shape[0], total - bar.n))
+            step = min(x.shape[0], total - done)
+            done += step
+            bar.update(step)
+            if outer is not None:
+                outer.set_postfix_str(f"{title} {done}/{total}")
             return output
 
         yield counted

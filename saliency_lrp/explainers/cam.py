@@ -123,9 +123,9 @@ def find_layer(model: nn.Module, layer_path: str | Sequence[str]) -> nn.Module:
 
 
 def class_activation(
-    model: nn.Module, x: Tensor, question: Question, layer_path: str | Sequence[str] | None, relu: bool
+    model: nn.Module, x: Tensor, question: Question, layer_path: str | Sequence[str] | None
 ) -> Tensor:
-    """Grad-CAM of every item, (N, 1, h, w) on the grid of the layer.
+    """Signed Grad-CAM of every item, (N, 1, h, w) on the grid of the layer.
 
     Without `layer_path` the layer is the last one with a spatial map on which the score depends
     at every place (the last block of a vision transformer passes on nothing but the class token).
@@ -147,9 +147,14 @@ def class_activation(
         gradient = m.spatial(gradient)
         if only is not None or gradient.abs().sum((0, 1)).count_nonzero() > 1:
             weights = gradient.mean((2, 3), keepdim=True)
-            cam = (weights * m.spatial(m.tensor.detach())).sum(1, keepdim=True)
-            return cam.clamp_min(0) if relu else cam
+            return (weights * m.spatial(m.tensor.detach())).sum(1, keepdim=True)
     raise InputError("gradcam found no spatial features on which the score depends.")
+
+
+def positive_part(cam: Tensor) -> Tensor:
+    """What speaks for the class; for an item where nothing does, what speaks against it, negative."""
+    nothing = cam.amax((1, 2, 3), keepdim=True) <= 0
+    return torch.where(nothing, cam, cam.clamp_min(0))
 
 
 def spread(cam: Tensor, x: Tensor) -> Tensor:
@@ -169,7 +174,8 @@ class GradCam(Explainer):
         The layer, by dotted name (``"layer4.1"``) or TensorWatch's list of names. A pooling layer
         without spatial output stands for its input. Default: found by one forward pass.
     relu : bool
-        Keep only what speaks for the class, as the paper does.
+        Keep only what speaks for the class, as the paper does. Where nothing does, the map is what
+        speaks against it, with negative sign.
     """
 
     def __init__(
@@ -182,4 +188,5 @@ class GradCam(Explainer):
         self.relu = relu
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
-        return spread(class_activation(self.model, x, question, self.layer_path, self.relu), x)
+        cam = class_activation(self.model, x, question, self.layer_path)
+        return spread(positive_part(cam) if self.relu else cam, x)

@@ -1,4 +1,4 @@
-"""Methods made of two others: smoothed LRP, and back-propagated detail weighted by Grad-CAM."""
+"""LRP by name, and methods made of two others: smoothed LRP, and detail weighted by Grad-CAM."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from .base import Explainer, Question
 from .batching import progress
-from .cam import class_activation, spread
+from .cam import class_activation, positive_part, spread
 from .gradient import RandomExplainer, noise_scale
+from .lrp import LrpExplainer
 from .registry import get, register_explainer
+
+register_explainer("lrp")(LrpExplainer)
 
 
 @register_explainer("smooth_lrp")
@@ -62,7 +65,7 @@ class _TimesCam(Explainer):
         self.layer_path = layer_path
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
-        cam = class_activation(self.model, x, question, self.layer_path, relu=True)
+        cam = positive_part(class_activation(self.model, x, question, self.layer_path)).abs()
         label = question.label if callable(question.label) else question.target
         return self.other.explain(x, label) * spread(cam, x) * x.shape[1]
 

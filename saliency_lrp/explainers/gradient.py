@@ -44,6 +44,34 @@ class GradXInput(Explainer):
         return input_gradient(x, question) * x
 
 
+class _ReluRule(Explainer):
+    """The gradient with another rule at every ReLU: functional, in-place and reused ones included."""
+
+    composite: str
+
+    def attribute(self, x: Tensor, question: Question) -> Tensor:
+        from ..propagator import RelevancePropagator
+
+        question.settle(x)
+        label = question.label if callable(question.label) else question.target
+        trace = RelevancePropagator(self.model, self.composite).trace(x)
+        return trace.relevance(label, seed="one", retain=False)
+
+
+@register_explainer("deconv")
+class Deconv(_ReluRule):
+    """DeconvNet: ReLUs pass on what is positive in the signal from above (Zeiler and Fergus 2013)."""
+
+    composite = "deconvnet"
+
+
+@register_explainer("guided_backprop")
+class GuidedBackprop(_ReluRule):
+    """Guided backpropagation: deconvnet and gradient at once (Springenberg et al. 2014)."""
+
+    composite = "guided_backprop"
+
+
 @register_explainer("integrate_grad")
 class IntegratedGradients(Explainer):
     """Integrated gradients along the straight line from a baseline (Sundararajan et al. 2017).

@@ -16,7 +16,7 @@ from ..errors import unknown_name
 LRP_PREFIX = "lrp:"
 
 # Modules that register explainers when imported; importing them is cheap (captum comes later).
-_MODULES = ("gradient", "perturbation", "cam", "deeplift", "lrp", "combined")
+_MODULES = ("gradient", "perturbation", "cam", "deeplift", "combined")
 
 _explainers: dict[str, type] = {}
 
