@@ -626,7 +626,7 @@ class Trace:
             one value per token.
         """
         (maps,) = self._run([self._start(target, seed)], composite, account, retain, ())[0]
-        self._last = (target, seed, composite)
+        self._last = None if account else (target, seed, composite)  # what report() would still have to run
         return maps
 
     def relevances(

@@ -68,7 +68,9 @@ class LoopbackWatcher(tensorwatch.Watcher):
         As TensorWatch's.
     """
 
-    def __init__(self, filename: str | None = None, port: int | None = None, srv_name: str | None = None) -> None:
+    def __init__(
+        self, filename: str | None = None, port: int | None = None, srv_name: str | None = None
+    ) -> None:
         super().__init__(filename=filename, port=port, srv_name=srv_name)
 
     def _open_devices(self) -> None:
@@ -117,7 +119,9 @@ def open_stream(name: str = STREAM, filename: str | None = None, port: int | Non
         If not exactly one of the two is given.
     """
     if (filename is None) == (port is None):
-        raise InputError("open_stream needs either filename= (what the watcher writes) or port= (where it sends).")
+        raise InputError(
+            "open_stream needs either filename= (what the watcher writes) or port= (where it sends)."
+        )
     device = f"file:{filename}" if port is None else f"tcp:{port}"
     client = tensorwatch.WatcherClient(port=port)
     stream = client.open_stream(name=name, devices=[device])
@@ -168,11 +172,22 @@ class SaliencyLogger:
         If there are no images, `every` is not positive, or labels and images differ in number.
     """
 
-    def __init__(self, model: nn.Module, images: Sequence[Any], stream: Stream, labels: Sequence[int] | None = None,
-                 method: str = "lrp", every: int = 100, transform: Callable[[Any], Tensor] | None = None,
-                 class_names: Sequence[str] = (), **options: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Sequence[Any],
+        stream: Stream,
+        labels: Sequence[int] | None = None,
+        method: str = "lrp",
+        every: int = 100,
+        transform: Callable[[Any], Tensor] | None = None,
+        class_names: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         if not len(images) or every < 1:
-            raise InputError(f"logging needs at least one image and every >= 1, not {len(images)} images, every={every}.")
+            raise InputError(
+                f"logging needs at least one image and every >= 1, not {len(images)} images, every={every}."
+            )
         if labels is not None and len(labels) != len(images):
             raise InputError(f"{len(labels)} labels were given for {len(images)} images.")
         self.model, self.stream, self.labels, self.every = model, stream, labels, every
@@ -213,19 +228,25 @@ class SaliencyLogger:
             text = f"{type(error).__name__}: {error}"
             if text not in self._failed:
                 self._failed.add(text)
-                warnings.warn(f"saliency was not logged ({text}); training goes on.", RuntimeWarning, stacklevel=3)
+                warnings.warn(
+                    f"saliency was not logged ({text}); training goes on.", RuntimeWarning, stacklevel=3
+                )
             return False
         return True
 
     def explain(self, step: int) -> list[tensorwatch.ImageData]:
         """The images and their overlays as TensorWatch sends them: RGB, (3, H, W) float32 in [0, 1]."""
         items = []
-        for place, (picture, tensor, geometry) in enumerate(zip(self._pictures, self._inputs, self._geometries, strict=True)):
+        for place, (picture, tensor, geometry) in enumerate(
+            zip(self._pictures, self._inputs, self._geometries, strict=True)
+        ):
             overlay, title = self._overlay(place, picture, tensor, geometry)
             items += [_image_data(picture, f"step {step}"), _image_data(overlay, title)]
         return items
 
-    def _overlay(self, place: int, picture: np.ndarray, tensor: Tensor, geometry: Any) -> tuple[np.ndarray, str]:
+    def _overlay(
+        self, place: int, picture: np.ndarray, tensor: Tensor, geometry: Any
+    ) -> tuple[np.ndarray, str]:
         from .widget import blend
 
         x = tensor.to(device_of(self.model))
@@ -266,8 +287,12 @@ class SaliencyView(Stream):
         super().__init__(stream_name="saliency view")
         self.columns, self.history = columns, history
         self.frames: list[bytes] = []
-        self.image = ipywidgets.Image(value=_blank(), format="png", layout=ipywidgets.Layout(max_width="100%"))
-        self.slider = ipywidgets.IntSlider(0, 0, 0, description="Shown", continuous_update=True, disabled=True)
+        self.image = ipywidgets.Image(
+            value=_blank(), format="png", layout=ipywidgets.Layout(max_width="100%")
+        )
+        self.slider = ipywidgets.IntSlider(
+            0, 0, 0, description="Shown", continuous_update=True, disabled=True
+        )
         self.status = ipywidgets.Label("waiting for the first step")
         self.box = ipywidgets.VBox([self.image, ipywidgets.HBox([self.slider, self.status])])
         self.slider.observe(lambda change: self._show(change["new"]), "value")
@@ -286,7 +311,7 @@ class SaliencyView(Stream):
         tiles = [(_pixels(image), item.title or "", "") for item in items for image in item.images]
         at_end = self.slider.value >= len(self.frames) - 1
         self.frames.append(contact_sheet(tiles, columns=self.columns, width=160))
-        del self.frames[:-self.history]
+        del self.frames[: -self.history]
         self.slider.max = len(self.frames) - 1
         self.slider.disabled = len(self.frames) < 2
         if at_end:  # someone who looks back is left in peace

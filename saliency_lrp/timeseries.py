@@ -13,8 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_relevance(series: Any, relevance: Any, time: Any = None, names: Sequence[str] = (), title: str = "",
-                   cmap: str = "RdBu_r", percentile: float = 99.0, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_relevance(
+    series: Any,
+    relevance: Any,
+    time: Any = None,
+    names: Sequence[str] = (),
+    title: str = "",
+    cmap: str = "RdBu_r",
+    percentile: float = 99.0,
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
     """Draw every channel of a series with its relevance as a band of colour under the curve.
 
     All channels share one colour scale, symmetric about 0, so that their bands compare.
@@ -73,9 +81,16 @@ def plot_relevance(series: Any, relevance: Any, time: Any = None, names: Sequenc
 def _band(axis: Any, moments: np.ndarray, curve: np.ndarray, score: np.ndarray, cmap: str, scale: Any) -> Any:
     """Fill the space under the curve with the relevance of each step, and return what has the colours."""
     floor = curve.min() - 0.08 * (np.ptp(curve) or 1.0)
-    edges = np.concatenate([[1.5 * moments[0] - 0.5 * moments[1]], (moments[1:] + moments[:-1]) / 2,
-                            [1.5 * moments[-1] - 0.5 * moments[-2]]])
-    mesh = axis.pcolormesh(edges, [floor, curve.max() + 0.05 * (np.ptp(curve) or 1.0)], score[None], cmap=cmap, norm=scale)
+    edges = np.concatenate(
+        [
+            [1.5 * moments[0] - 0.5 * moments[1]],
+            (moments[1:] + moments[:-1]) / 2,
+            [1.5 * moments[-1] - 0.5 * moments[-2]],
+        ]
+    )
+    mesh = axis.pcolormesh(
+        edges, [floor, curve.max() + 0.05 * (np.ptp(curve) or 1.0)], score[None], cmap=cmap, norm=scale
+    )
     under = axis.fill_between(moments, curve, floor, visible=False)
     mesh.set_clip_path(under.get_paths()[0], axis.transData)
     under.remove()
@@ -83,18 +98,26 @@ def _band(axis: Any, moments: np.ndarray, curve: np.ndarray, score: np.ndarray, 
     return mesh
 
 
-def _checked(series: Any, relevance: Any, time: Any, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    values, scores = (np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
-                      for given in (series, relevance))
+def _checked(
+    series: Any, relevance: Any, time: Any, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    values, scores = (
+        np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
+        for given in (series, relevance)
+    )
     if values.shape != scores.shape or values.ndim not in (1, 2) or values.shape[-1] < 2 or not values.size:
-        raise InputError("a time series and its relevance should both be (T,) or (channels, T) with at least two steps, "
-                         f"not {values.shape} and {scores.shape}.")
+        raise InputError(
+            "a time series and its relevance should both be (T,) or (channels, T) with at least two steps, "
+            f"not {values.shape} and {scores.shape}."
+        )
     if not (np.isfinite(values).all() and np.isfinite(scores).all()):
         raise InputError("the series or its relevance has NaN or infinite values: it cannot be drawn.")
     values, scores = np.atleast_2d(values), np.atleast_2d(scores)
     moments = np.arange(values.shape[1], dtype=float) if time is None else np.asarray(time, dtype=float)
     if moments.shape != (values.shape[1],) or not (np.diff(moments) > 0).all():
-        raise InputError(f"time should be {values.shape[1]} increasing numbers, not an array of shape {moments.shape}.")
+        raise InputError(
+            f"time should be {values.shape[1]} increasing numbers, not an array of shape {moments.shape}."
+        )
     if names and len(names) != len(values):
         raise InputError(f"{len(names)} names were given for {len(values)} channels.")
     return values, scores, moments

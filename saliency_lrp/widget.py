@@ -33,10 +33,13 @@ SIGNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 BACKDROPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "colour": lambda picture, lut: picture,
-    "grey": lambda picture, lut: np.repeat(_half_up(picture @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1),
+    "grey": lambda picture, lut: np.repeat(
+        _half_up(picture @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1
+    ),
     "none": lambda picture, lut: np.broadcast_to(lut[128], picture.shape),
 }
-TRACED = ("lrp", "layer", "concept")  # panels that reuse the one forward
+TRACED = ("lrp", "layer", "concept")  # panels that follow the rule selector, and reuse the one forward
+LRP_PREFIX = "lrp:"  # methods that are LRP with a composite of their own reuse it too
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,16 @@ def colour_limit(values: np.ndarray, percentile: float) -> float:
     return float(np.percentile(magnitudes, percentile)) or float(magnitudes.max(initial=0.0))
 
 
-def blend(picture: np.ndarray, values: np.ndarray, *, opacity: float = 0.8, cmap: str = "RdBu_r", sign: str = "both",
-          percentile: float = 99.0, backdrop: str = "colour") -> np.ndarray:
+def blend(
+    picture: np.ndarray,
+    values: np.ndarray,
+    *,
+    opacity: float = 0.8,
+    cmap: str = "RdBu_r",
+    sign: str = "both",
+    percentile: float = 99.0,
+    backdrop: str = "colour",
+) -> np.ndarray:
     """Lay a signed map over a picture; what the browser's canvas shows, to the last bit or one beside it.
 
     The opacity of a pixel goes with the square root of its clipped \\|R\\|: a uniform opacity would whiten the
@@ -181,11 +192,18 @@ class SaliencyWidget(anywidget.AnyWidget):
     channel_maps = traitlets.Bytes().tag(sync=True)
     channel_size = traitlets.List().tag(sync=True)
 
-    target = traitlets.Int(-1, help="class explained; -1: the model has no classes to choose from").tag(sync=True)
+    target = traitlets.Int(-1, help="class explained; -1: the model has no classes to choose from").tag(
+        sync=True
+    )
     selected = traitlets.List().tag(sync=True)
     rule = traitlets.Unicode().tag(sync=True)
+    own_rule = traitlets.Unicode("", help="rule that was given as an object, which no name reproduces").tag(
+        sync=True
+    )
     layer = traitlets.Unicode("", help="layer shown beside the methods; empty: none").tag(sync=True)
-    channel = traitlets.Int(-1, help="channel of the layer whose concept map is shown; -1: none").tag(sync=True)
+    channel = traitlets.Int(-1, help="channel of the layer whose concept map is shown; -1: none").tag(
+        sync=True
+    )
 
     opacity = traitlets.Float(0.8, min=0, max=1).tag(sync=True)
     cmap = traitlets.Unicode("RdBu_r").tag(sync=True)
@@ -193,9 +211,21 @@ class SaliencyWidget(anywidget.AnyWidget):
     percentile = traitlets.Float(99.0, min=0, max=100).tag(sync=True)
     backdrop = traitlets.Enum(list(BACKDROPS), "colour").tag(sync=True)
 
-    def __init__(self, source: MapSource, *, selected: Sequence[str], rule: str, target: int = -1, layer: str = "",
-                 channel: int = -1, top_k: int = 5, call: Sequence[str] = ("model", "image"), patience: float | None = 2.0,
-                 **look: Any) -> None:
+    def __init__(
+        self,
+        source: MapSource,
+        *,
+        selected: Sequence[str],
+        rule: str,
+        target: int = -1,
+        layer: str = "",
+        channel: int = -1,
+        top_k: int = 5,
+        call: Sequence[str] = ("model", "image"),
+        patience: float | None = 2.0,
+        own_rule: str = "",
+        **look: Any,
+    ) -> None:
         self._source = source
         self._patience = patience
         self._maps: dict[str, np.ndarray] = {}
@@ -208,15 +238,33 @@ class SaliencyWidget(anywidget.AnyWidget):
         names = list(dict.fromkeys([*DIVERGING, colour]))
         height, width = source.picture.shape[:2]
         # before the widget opens: one message then carries one map
-        self.add_traits(**{_map_trait(panel): traitlets.Bytes(b"").tag(sync=True)
-                           for panel in dict.fromkeys([*source.methods, *TRACED])})
+        self.add_traits(
+            **{
+                _map_trait(panel): traitlets.Bytes(b"").tag(sync=True)
+                for panel in dict.fromkeys([*source.methods, *TRACED])
+            }
+        )
         super().__init__(
-            page=(STATIC / "page.html").read_text("utf-8"), width=width, height=height,
+            page=(STATIC / "page.html").read_text("utf-8"),
+            width=width,
+            height=height,
             image=np.ascontiguousarray(source.picture).tobytes(),
             luts={name: colour_table(name).tobytes() for name in names},
-            call=list(call), classes=list(source.classes), class_count=len(source.probabilities),
-            top=self._top(target, top_k), methods=list(source.methods), rules=list(source.rules), layers=list(source.layers),
-            target=target, selected=list(dict.fromkeys(selected)), rule=rule, layer=layer, channel=channel, **look)
+            call=list(call),
+            classes=list(source.classes),
+            class_count=len(source.probabilities),
+            top=self._top(target, top_k),
+            methods=list(source.methods),
+            rules=list(source.rules),
+            layers=list(source.layers),
+            target=target,
+            selected=list(dict.fromkeys(selected)),
+            rule=rule,
+            own_rule=own_rule,
+            layer=layer,
+            channel=channel,
+            **look,
+        )
         self.observe(self._retarget, "target")
         self.observe(self._rerule, "rule")
         self.observe(self._reselect, "selected")
@@ -240,7 +288,9 @@ class SaliencyWidget(anywidget.AnyWidget):
     def _valid_target(self, proposal: Mapping) -> int:
         count = len(self._source.probabilities)
         if not -1 <= proposal["value"] < max(count, 1):
-            raise InputError(f"label {proposal['value']} is not a class of this model; it has {count}: 0 to {count - 1}.")
+            raise InputError(
+                f"label {proposal['value']} is not a class of this model; it has {count}: 0 to {count - 1}."
+            )
         return proposal["value"]
 
     @traitlets.validate("selected")
@@ -269,8 +319,14 @@ class SaliencyWidget(anywidget.AnyWidget):
         probabilities, classes = self._source.probabilities, self._source.classes
         best = [int(index) for index in np.argsort(-probabilities, kind="stable")[:top_k]]
         shown = best if target in best or target < 0 else [*best, target]
-        return [{"index": index, "name": classes[index] if index < len(classes) else f"class {index}",
-                 "probability": float(probabilities[index])} for index in shown]
+        return [
+            {
+                "index": index,
+                "name": classes[index] if index < len(classes) else f"class {index}",
+                "probability": float(probabilities[index]),
+            }
+            for index in shown
+        ]
 
     def _wanted(self) -> list[str]:
         extra = ["layer"] * bool(self.layer) + ["concept"] * bool(self.layer and self.channel >= 0)
@@ -317,12 +373,17 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     def _order(self, wanted: Sequence[str]) -> None:
         known = {info["id"]: info for info in self.panels}
-        self.panels = [known.get(panel) or {"id": panel, "title": self._title(panel), "state": "waiting"}
-                       for panel in wanted]
+        self.panels = [
+            known.get(panel) or {"id": panel, "title": self._title(panel), "state": "waiting"}
+            for panel in wanted
+        ]
 
     def _title(self, panel: str) -> str:
-        titles = {"lrp": lambda: f"lrp · {self.rule}", "layer": lambda: f"layer {self.layer}",
-                  "concept": lambda: f"channel {self.channel} of {self.layer}"}
+        titles = {
+            "lrp": lambda: f"lrp · {self.rule}",
+            "layer": lambda: f"layer {self.layer}",
+            "concept": lambda: f"channel {self.channel} of {self.layer}",
+        }
         return titles.get(panel, lambda: panel)()
 
     def _submit(self, panel: str) -> None:
@@ -333,7 +394,9 @@ class SaliencyWidget(anywidget.AnyWidget):
         title = self._title(panel)
         ask = (self.target if self.target >= 0 else None, self.rule, self.layer, self.channel)
         self._describe(panel, {"title": title, "state": "waiting"})
-        self._lanes[panel in TRACED].submit(lambda: self._job(panel, watch, ask), watch)
+        self._lanes[panel in TRACED or panel.startswith(LRP_PREFIX)].submit(
+            lambda: self._job(panel, watch, ask), watch
+        )
 
     def _job(self, panel: str, watch: Watch, ask: tuple) -> None:
         try:
@@ -349,17 +412,20 @@ class SaliencyWidget(anywidget.AnyWidget):
         else:
             self._publish(panel, watch, found, channels, seconds)
 
-    def _map(self, panel: str, watch: Watch, target: int | None, rule: str, layer: str,
-             channel: int) -> tuple[Map, Channels | None]:
+    def _map(
+        self, panel: str, watch: Watch, target: int | None, rule: str, layer: str, channel: int
+    ) -> tuple[Map, Channels | None]:
         if panel == "layer":
             return self._source.layer(layer, target, rule)
         if panel == "concept":
             return self._source.concept(layer, channel, target, rule), None
-        if panel == "lrp":
-            return self._source.lrp(target, rule), None
+        if panel == "lrp" or panel.startswith(LRP_PREFIX):
+            return self._source.lrp(target, rule if panel == "lrp" else panel.removeprefix(LRP_PREFIX)), None
         return self._source.method(panel, target, watch), None
 
-    def _publish(self, panel: str, watch: Watch, found: Map, channels: Channels | None, seconds: float) -> None:
+    def _publish(
+        self, panel: str, watch: Watch, found: Map, channels: Channels | None, seconds: float
+    ) -> None:
         values = np.asarray(found.values, np.float32)
         warnings = list(found.warnings)
         if not np.isfinite(values).all():
@@ -391,8 +457,10 @@ class SaliencyWidget(anywidget.AnyWidget):
                 self._settled.notify_all()
 
     def _describe(self, panel: str, news: Mapping[str, Any]) -> None:
-        self.panels = [{"id": panel, "title": info["title"], **news} if info["id"] == panel else info
-                       for info in self.panels]
+        self.panels = [
+            {"id": panel, "title": info["title"], **news} if info["id"] == panel else info
+            for info in self.panels
+        ]
 
     # ---- for the caller ------------------------------------------------------------------------------------------
 
@@ -411,7 +479,8 @@ class SaliencyWidget(anywidget.AnyWidget):
         """
         with self._settled:
             return self._settled.wait_for(
-                lambda: all(info["state"] not in ("waiting", "running") for info in self.panels), timeout)
+                lambda: all(info["state"] not in ("waiting", "running") for info in self.panels), timeout
+            )
 
     def cancel(self, panel: str | None = None) -> None:
         """Stop computing one panel (by its method's name), or all of them."""
@@ -419,14 +488,18 @@ class SaliencyWidget(anywidget.AnyWidget):
             for name, watch in self._watches.items():
                 if panel in (None, name):
                     watch.cancel()
-                    if any(info["id"] == name and info["state"] in ("waiting", "running") for info in self.panels):
+                    if any(
+                        info["id"] == name and info["state"] in ("waiting", "running") for info in self.panels
+                    ):
                         self._describe(name, {"state": "cancelled"})
             self._settled.notify_all()
 
     def maps(self) -> dict[str, np.ndarray]:
         """The finished maps by panel: (height, width) float32, signed."""
         with self._lock:
-            return {info["id"]: self._maps[info["id"]].copy() for info in self.panels if info["id"] in self._maps}
+            return {
+                info["id"]: self._maps[info["id"]].copy() for info in self.panels if info["id"] in self._maps
+            }
 
     def close(self) -> None:
         """Cancel what is running and close the widget."""
@@ -456,7 +529,11 @@ class SaliencyWidget(anywidget.AnyWidget):
         tiles = [(self._source.picture, "picture", "")]
         for info in infos:
             values = maps.get(info["id"])
-            shown = self._source.picture if values is None else blend(self._source.picture, values, **self._look())
+            shown = (
+                self._source.picture
+                if values is None
+                else blend(self._source.picture, values, **self._look())
+            )
             tiles.append((shown, info["title"], self._caption(info)))
         return contact_sheet(tiles, columns=columns, width=width)
 
@@ -466,7 +543,11 @@ class SaliencyWidget(anywidget.AnyWidget):
         return (info.get("account") or {}).get("summary", "")
 
     def _state_for_page(self) -> dict[str, Any]:
-        names = [name for name in self.keys if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")]
+        names = [
+            name
+            for name in self.keys
+            if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")
+        ]
         with self._lock:
             return {**{name: getattr(self, name) for name in names}, "live": False, "_css": self._css}
 
@@ -478,6 +559,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         str
             HTML that holds picture, maps, code and style.
         """
+
         def packed(value: Any) -> Any:
             if isinstance(value, bytes):
                 return {"base64": base64.b64encode(value).decode("ascii")}
@@ -486,8 +568,11 @@ class SaliencyWidget(anywidget.AnyWidget):
         def script(value: Any) -> str:
             return json.dumps(value, default=packed).replace("<", "\\u003c")
 
-        return (self.page.replace("__STYLE__", str(self._css)).replace("__MODULE__", script(str(self._esm)))
-                .replace("__STATE__", script(self._state_for_page())))
+        return (
+            self.page.replace("__STYLE__", str(self._css))
+            .replace("__MODULE__", script(str(self._esm)))
+            .replace("__STATE__", script(self._state_for_page()))
+        )
 
     def save(self, path: str | pathlib.Path) -> pathlib.Path:
         """Write the view to a ``.html`` (interactive) or ``.png`` file.
@@ -503,23 +588,33 @@ class SaliencyWidget(anywidget.AnyWidget):
         elif target.suffix == ".png":
             target.write_bytes(self.to_png())
         else:
-            raise InputError(f"cannot save a view as {target.name!r}: give a name that ends in .html or .png.")
+            raise InputError(
+                f"cannot save a view as {target.name!r}: give a name that ends in .html or .png."
+            )
         return target
 
     def _static_html(self, png: str) -> str:
         from html import escape
 
-        notes = [f"{info['title']}: {text}" for info in self.panels
-                 for text in [*info.get("warnings", []), (info.get("account") or {}).get("summary", "")] if text]
+        notes = [
+            f"{info['title']}: {text}"
+            for info in self.panels
+            for text in [*info.get("warnings", []), (info.get("account") or {}).get("summary", "")]
+            if text
+        ]
         listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
         name = escape(repr(self))
-        return (f'<figure style="margin:0"><img alt="{name}" style="max-width:100%" src="data:image/png;base64,{png}">'
-                f'<figcaption>{name}{f"<ul>{listed}</ul>" if listed else ""}</figcaption></figure>')
+        return (
+            f'<figure style="margin:0"><img alt="{name}" style="max-width:100%" src="data:image/png;base64,{png}">'
+            f"<figcaption>{name}{f'<ul>{listed}</ul>' if listed else ''}</figcaption></figure>"
+        )
 
     def __repr__(self) -> str:
         label = f", label={self.target}" if self.target >= 0 else ""
-        return (f"SaliencyWidget(methods={tuple(self.selected)}{label}, composite={self.rule!r}, "
-                f"size={self.width}x{self.height})")
+        return (
+            f"SaliencyWidget(methods={tuple(self.selected)}{label}, composite={self.rule!r}, "
+            f"size={self.width}x{self.height})"
+        )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         self.wait(self._patience)
@@ -528,3 +623,101 @@ class SaliencyWidget(anywidget.AnyWidget):
         png = base64.b64encode(self.to_png()).decode("ascii")
         still = {"image/png": png, "text/html": self._static_html(png), "text/plain": repr(self)}
         return {**data, **still}, metadata
+
+
+#: what :func:`compare_saliency` shows unless told otherwise
+DEFAULT_METHODS = ("lrp", "grad_x_input", "occlusion")
+LOOK = ("opacity", "cmap", "sign", "percentile", "backdrop")
+
+
+def compare_saliency(
+    model: Any,
+    raw_image: Any,
+    input: Any = None,
+    label: Any = None,
+    device: Any = None,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    *,
+    composite: Any = "auto",
+    layer: str = "",
+    channel: int = -1,
+    top_k: int = 5,
+    wait: float | None = 2.0,
+    **options: Any,
+) -> SaliencyWidget:
+    """Explore saliency methods over one picture in a notebook.
+
+    The model is run once for LRP; other rules, classes, layers and channels are backward passes of that run. Other
+    methods are computed in a worker thread and appear as they finish: until then (``widget.wait()``) do not train the
+    model, which they hold in evaluation mode.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model. It is left as it was.
+    raw_image : PIL image, numpy.ndarray, path, Tensor or None
+        The picture, as for ``get_saliency``.
+    input : Tensor, optional
+        What the model takes, (1, C, H, W); default: made from the image by the model's own preprocessing.
+    label : int, Tensor, callable or None
+        Class to begin with; default: the highest score. A callable of the model's output for models without classes.
+    device : torch.device or str, optional
+        Where to work; with another device than the model's own a copy of the model is explained.
+    methods : sequence of str
+        Names from ``list_methods()``.
+    composite : str, Composite or Rule
+        LRP rule to begin with.
+    layer : str
+        A layer to show beside the methods, as in ``model.named_modules()``.
+    channel : int
+        A channel of that layer, whose concept map is shown too.
+    top_k : int
+        Classes listed with their probabilities.
+    wait : float or None
+        Seconds that showing the widget waits for maps, so that they are in the picture that a saved notebook keeps;
+        None waits for all of them.
+    **options
+        ``opacity``, ``cmap``, ``sign`` (both, positive, negative), ``percentile``, ``backdrop`` (colour, grey, none);
+        ``transform``, ``geometry``, ``class_names``; and the methods' own options, each for the methods that know it.
+
+    Returns
+    -------
+    SaliencyWidget
+
+    Raises
+    ------
+    InputError
+        For what cannot be explained, and for names that do not exist.
+    """
+    from . import saliency
+    from .maps import ModelMaps
+
+    look = {name: options.pop(name) for name in LOOK if name in options}
+    if isinstance(device, (list, tuple)):  # TensorWatch's older order has the methods here
+        device, methods = None, device
+    methods = [methods] if isinstance(methods, str) else list(methods)
+    layer_path = options.pop("layer_path", None)
+    saliency._plan([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
+    source = ModelMaps(
+        model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path}
+    )
+    call = ["model", "image", *(["input=input"] if input is not None else [])]
+    call += [f"{name}={_as_code(name, value)}" for name, value in options.items()]
+    return SaliencyWidget(
+        source,
+        selected=methods,
+        rule=source.rule,
+        target=source.target,
+        layer=layer,
+        channel=channel,
+        top_k=top_k,
+        call=call,
+        patience=wait,
+        own_rule="" if isinstance(composite, str) else source.rule,
+        **look,
+    )
+
+
+def _as_code(name: str, value: Any) -> str:
+    """A value as code if it is plain; else the name of the variable that presumably holds it."""
+    return repr(value) if isinstance(value, (str, int, float, bool, tuple, type(None))) else name

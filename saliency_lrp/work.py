@@ -25,7 +25,9 @@ class Watch:
         Seconds between two reports.
     """
 
-    def __init__(self, report: Callable[[int, int | None], None] = lambda done, total: None, interval: float = 0.1) -> None:
+    def __init__(
+        self, report: Callable[[int, int | None], None] = lambda done, total: None, interval: float = 0.1
+    ) -> None:
         self._report = report
         self._interval = interval
         self._reported = time.monotonic()
@@ -48,8 +50,12 @@ class Watch:
 
     def step(self, total: int | None = None) -> None:
         """Count one step."""
+        self.reached(self.done + 1, total)
+
+    def reached(self, done: int, total: int | None = None) -> None:
+        """So many steps are done; raises :class:`Cancelled` if the work has been called off."""
         self.check()
-        self.done += 1
+        self.done = done
         now = time.monotonic()
         if now - self._reported >= self._interval:
             self._reported = now

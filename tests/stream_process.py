@@ -58,4 +58,6 @@ def view(port: int) -> None:
 
 
 if __name__ == "__main__":
-    {"train": lambda: train(int(sys.argv[2]), float(sys.argv[3])), "view": lambda: view(int(sys.argv[2]))}[sys.argv[1]]()
+    {"train": lambda: train(int(sys.argv[2]), float(sys.argv[3])), "view": lambda: view(int(sys.argv[2]))}[
+        sys.argv[1]
+    ]()

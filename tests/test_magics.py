@@ -22,10 +22,15 @@ def shell(monkeypatch):
 
 def test_line(shell):
     shown = shell.run_line_magic(
-        "saliency", "model images[1] --methods lrp occlusion --label 3 --rule epsilon_plus --layer features.3")
+        "saliency", "model images[1] --methods lrp occlusion --label 3 --rule epsilon_plus --layer features.3"
+    )
     assert shown == "widget"
-    assert shell.asked == [(("the model", "dog"), {
-        "methods": ["lrp", "occlusion"], "label": 3, "composite": "epsilon_plus", "layer": "features.3"})]
+    assert shell.asked == [
+        (
+            ("the model", "dog"),
+            {"methods": ["lrp", "occlusion"], "label": 3, "composite": "epsilon_plus", "layer": "features.3"},
+        )
+    ]
 
 
 def test_quoted_expressions_and_paths(shell, tmp_path):
@@ -41,9 +46,15 @@ def test_cell_has_one_image_a_line(shell, capsys):
     assert shell.asked == [(("the model", name), {"methods": ["lrp"]}) for name in ("cat", "dog")]
 
 
-@pytest.mark.parametrize("line, cell, match", [
-    ("model", None, "needs a model and an image"), ("model image", "images[0]", "one too many"),
-    ("model", "# nothing\n", "no image"), ("model image --sign up", None, "invalid choice")])
+@pytest.mark.parametrize(
+    "line, cell, match",
+    [
+        ("model", None, "needs a model and an image"),
+        ("model image", "images[0]", "one too many"),
+        ("model", "# nothing\n", "no image"),
+        ("model image --sign up", None, "invalid choice"),
+    ],
+)
 def test_misuse_says_how_to_mend_it(shell, line, cell, match):
     with pytest.raises(UsageError, match=match):
         if cell is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import pathlib
@@ -31,7 +30,9 @@ PICTURES = [np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint
 
 def small_model():
     torch.manual_seed(3)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(6 * 196, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(6 * 196, 4)
+    )
 
 
 def train(model, steps, log=lambda: None):
@@ -157,10 +158,15 @@ def test_file_stream_is_read_by_a_late_viewer(tmp_path):
     watcher.close()
 
 
-@pytest.mark.parametrize("call, match", [
-    (lambda: logger(small_model(), tensorwatch.Stream(), every=0), "every=0"),
-    (lambda: logger(small_model(), tensorwatch.Stream(), labels=[1]), "1 labels were given for 2 images"),
-    (lambda: open_stream(), "exactly|either"), (lambda: open_stream(filename="a", port=1), "either")])
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda: logger(small_model(), tensorwatch.Stream(), every=0), "every=0"),
+        (lambda: logger(small_model(), tensorwatch.Stream(), labels=[1]), "1 labels were given for 2 images"),
+        (lambda: open_stream(), "exactly|either"),
+        (lambda: open_stream(filename="a", port=1), "either"),
+    ],
+)
 def test_wrong_arguments_are_refused(call, match):
     with pytest.raises(InputError, match=match):
         call()
@@ -200,8 +206,12 @@ class Process:
 
     def __init__(self, *arguments):
         script = pathlib.Path(__file__).parent / "stream_process.py"
-        self.child = subprocess.Popen([sys.executable, str(script), *map(str, arguments)],
-                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.child = subprocess.Popen(
+            [sys.executable, str(script), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         self.lines = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -259,4 +269,4 @@ def test_two_processes_and_a_viewer_killed_midway():
     assert all(line["logged"] for line in steps)
     assert rest[-1]["training"] is True
     times = np.array([line["took"] for line in steps[2:]])
-    assert np.median(times[len(times) // 2:]) < 5 * np.median(times[:len(times) // 2]) + 0.05
+    assert np.median(times[len(times) // 2 :]) < 5 * np.median(times[: len(times) // 2]) + 0.05

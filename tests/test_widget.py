@@ -9,17 +9,18 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from widget_source import KnownSource
 
 from saliency_lrp.errors import InputError, UnknownNameError
 from saliency_lrp.widget import SIGNS, SaliencyWidget, blend, colour_limit, colour_table
-
-from widget_source import KnownSource
 
 
 def make(selected=("lrp", "grad_x_input"), **options):
     size = options.pop("size", 32)
     source = KnownSource(size, pause=options.pop("pause", 0.02))
-    widget = SaliencyWidget(source, selected=selected, rule="epsilon", target=options.pop("target", 0), **options)
+    widget = SaliencyWidget(
+        source, selected=selected, rule="epsilon", target=options.pop("target", 0), **options
+    )
     return widget, source
 
 
@@ -134,8 +135,10 @@ def test_nan_is_shown_as_zero_with_a_warning():
     assert "NaN" in widget.panels[0]["warnings"][0]
 
 
-@pytest.mark.parametrize("name, options", [
-    ("method", {"selected": ("lpr",)}), ("layer", {"layer": "blok.0"}), ("colour map", {"cmap": "RdBu_rr"})])
+@pytest.mark.parametrize(
+    "name, options",
+    [("method", {"selected": ("lpr",)}), ("layer", {"layer": "blok.0"}), ("colour map", {"cmap": "RdBu_rr"})],
+)
 def test_unknown_names_are_refused_with_a_hint(name, options):
     with pytest.raises(UnknownNameError, match=f"unknown {name} .* Did you mean"):
         make(**options)
@@ -157,7 +160,10 @@ def test_one_bundle_with_widget_picture_html_and_text():
     widget, _ = make()
     data, metadata = widget._repr_mimebundle_()
     assert set(data) == {"application/vnd.jupyter.widget-view+json", "image/png", "text/html", "text/plain"}
-    assert data["text/plain"] == "SaliencyWidget(methods=('lrp', 'grad_x_input'), label=0, composite='epsilon', size=32x32)"
+    assert (
+        data["text/plain"]
+        == "SaliencyWidget(methods=('lrp', 'grad_x_input'), label=0, composite='epsilon', size=32x32)"
+    )
     assert data["image/png"] in data["text/html"]
     assert "98.7 % conserved" in data["text/html"]
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))))
@@ -170,8 +176,12 @@ def test_the_picture_shows_the_maps_as_blended():
     widget.wait(10)
     sheet = np.asarray(Image.open(io.BytesIO(widget.to_png(columns=2, width=32))))
     expected = blend(source.picture, widget.maps()["lrp"])
-    hits = [(y, x) for y in range(sheet.shape[0] - 31) for x in (10, 52)
-            if np.array_equal(sheet[y:y + 32, x:x + 32], expected)]
+    hits = [
+        (y, x)
+        for y in range(sheet.shape[0] - 31)
+        for x in (10, 52)
+        if np.array_equal(sheet[y : y + 32, x : x + 32], expected)
+    ]
     assert len(hits) == 1
 
 
@@ -202,7 +212,11 @@ def test_colour_limit_of_sparse_and_empty_maps():
 
 def test_sign_keeps_one_side():
     t = np.array([-1.0, 0.0, 1.0])
-    assert [list(SIGNS[name](t)) for name in ("both", "positive", "negative")] == [[-1, 0, 1], [0, 0, 1], [-1, 0, 0]]
+    assert [list(SIGNS[name](t)) for name in ("both", "positive", "negative")] == [
+        [-1, 0, 1],
+        [0, 0, 1],
+        [-1, 0, 0],
+    ]
 
 
 def test_closing_stops_the_workers():

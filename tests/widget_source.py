@@ -13,8 +13,13 @@ from saliency_lrp.work import Watch
 class KnownSource:
     """Smooth signed maps that depend on method, class, rule and layer, and a slow method of 100 steps."""
 
-    def __init__(self, size: int = 32, methods: tuple[str, ...] = ("lrp", "grad_x_input", "slow", "broken"),
-                 classes: int = 12, pause: float = 0.02) -> None:
+    def __init__(
+        self,
+        size: int = 32,
+        methods: tuple[str, ...] = ("lrp", "grad_x_input", "slow", "broken"),
+        classes: int = 12,
+        pause: float = 0.02,
+    ) -> None:
         self.size = size
         self.pause = pause
         self.calls: list[tuple] = []
@@ -29,19 +34,25 @@ class KnownSource:
 
     def _wave(self, *what: object) -> np.ndarray:
         phase = sum(map(ord, repr(what))) % 97 / 97
-        y, x = np.mgrid[:self.size, :self.size] / self.size
+        y, x = np.mgrid[: self.size, : self.size] / self.size
         blob = np.exp(-((x - 0.5) ** 2 + (y - 0.4) ** 2) / 0.05)
         return (blob * np.sin(9 * x + 6.28 * phase) * np.cos(7 * y - 6.28 * phase)).astype(np.float32)
 
     def lrp(self, target: int | None, rule: str) -> Map:
         self.calls.append(("lrp", target, rule))
-        account = {"summary": "98.7 % conserved", "rows": [["relevance in", "2.31"], ["absorbed by bias", "0.03"]],
-                   "text": "site  in  out\nconv1 2.31 2.28"}
+        account = {
+            "summary": "98.7 % conserved",
+            "rows": [["relevance in", "2.31"], ["absorbed by bias", "0.03"]],
+            "text": "site  in  out\nconv1 2.31 2.28",
+        }
         return Map(self._wave("lrp", target, rule), account)
 
     def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]:
         self.calls.append(("layer", name, target, rule))
-        entries = [{"index": index, "relevance": 1.0 / (index + 1), "share": 0.5 / (index + 1)} for index in (3, 1, 7)]
+        entries = [
+            {"index": index, "relevance": 1.0 / (index + 1), "share": 0.5 / (index + 1)}
+            for index in (3, 1, 7)
+        ]
         maps = np.stack([self._wave(name, entry["index"])[::4, ::4] for entry in entries])
         return Map(self._wave(name, target, rule)), Channels(entries, maps)
 
@@ -56,4 +67,6 @@ class KnownSource:
         for _ in range(100 if name == "slow" else 1):
             watch.step(total=100)
             time.sleep(self.pause if name == "slow" else 0)
-        return Map(self._wave(name, target), warnings=("nearly nothing is relevant",) if name == "weak" else ())
+        return Map(
+            self._wave(name, target), warnings=("nearly nothing is relevant",) if name == "weak" else ()
+        )

@@ -647,7 +647,8 @@ class Board {
     const tuple = (names) => `(${names.map(quoted).join(", ")}${names.length === 1 ? "," : ""})`;
     const parts = [...model.get("call"), `methods=${tuple(model.get("selected"))}`];
     if (model.get("target") >= 0) parts.push(`label=${model.get("target")}`);
-    if (model.get("rule")) parts.push(`composite=${quoted(model.get("rule"))}`);
+    const rule = model.get("rule");
+    if (rule) parts.push(`composite=${rule === model.get("own_rule") ? "composite" : quoted(rule)}`);
     if (model.get("layer")) parts.push(`layer=${quoted(model.get("layer"))}`);
     if (model.get("channel") >= 0) parts.push(`channel=${model.get("channel")}`);
     parts.push(`opacity=${+model.get("opacity").toFixed(3)}`, `cmap=${quoted(model.get("cmap"))}`,
@@ -689,7 +690,7 @@ class Board {
   }
 
   state() {
-    const names = ["width", "height", "image", "luts", "panels", "classes", "class_count", "top", "target", "rules", "rule",
+    const names = ["width", "height", "image", "luts", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
       "methods", "selected", "layers", "layer", "channels", "channel_maps", "channel_size", "channel", "opacity", "cmap",
       "sign", "percentile", "backdrop", "call", "page", "_css", ...[...this.panels.keys()].map((id) => `map_${id}`)];
     return { ...Object.fromEntries(names.map((name) => [name, this.model.get(name)])), live: false };

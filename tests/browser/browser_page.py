@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 from conftest import find_chromium
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
 def browser():
     """One Chromium for all tests, with a profile of its own; nothing but loopback is ever reached."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
     with playwright.sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=find_chromium(), args=FLAGS, headless=True)
         yield chromium
@@ -65,18 +74,30 @@ START = """async ([json, esm, css]) => {
 
 def packed_state(widget) -> str:
     """The widget's synchronised state as JSON, bytes as base64."""
-    state = {name: getattr(widget, name) for name in widget.keys if not name.startswith("_") and name != "layout"}
-    return json.dumps(state, default=lambda value: {"base64": base64.b64encode(value).decode()}
-                      if isinstance(value, bytes) else None)
+    state = {
+        name: getattr(widget, name) for name in widget.keys if not name.startswith("_") and name != "layout"
+    }
+    return json.dumps(
+        state,
+        default=lambda value: (
+            {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else None
+        ),
+    )
 
 
 def open_widget(browser, widget, *, width: int = 1280, height: int = 900, dark: bool = False):
     """A page of its own, offline, that shows the widget; ``page.follow(widget)`` sends it the newest state."""
-    context = browser.new_context(offline=True, viewport={"width": width, "height": height},
-                                  color_scheme="dark" if dark else "light", accept_downloads=True)
+    context = browser.new_context(
+        offline=True,
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        accept_downloads=True,
+    )
     page = context.new_page()
     page.console = Console(page)
-    page.set_content('<!doctype html><meta name="viewport" content="width=device-width"><body style="margin:0">')
+    page.set_content(
+        '<!doctype html><meta name="viewport" content="width=device-width"><body style="margin:0">'
+    )
     page.evaluate(START, [packed_state(widget), str(widget._esm), str(widget._css)])
     page.follow = lambda widget: page.evaluate("(text) => receive(parse(text))", packed_state(widget))
     page.wait_for_selector("[data-panel]")
@@ -86,4 +107,8 @@ def open_widget(browser, widget, *, width: int = 1280, height: int = 900, dark: 
 def canvas_pixels(page, panel: str) -> np.ndarray:
     """RGBA bytes of a panel's canvas as (H, W, 4) int."""
     found = page.locator(f"[data-panel='{panel}'] canvas.saliency-canvas").evaluate(PIXELS)
-    return np.frombuffer(base64.b64decode(found["data"]), np.uint8).reshape(found["height"], found["width"], 4).astype(int)
+    return (
+        np.frombuffer(base64.b64decode(found["data"]), np.uint8)
+        .reshape(found["height"], found["width"], 4)
+        .astype(int)
+    )

@@ -7,12 +7,13 @@ import statistics
 
 import numpy as np
 import pytest
-from browser_page import PIXELS, browser, canvas_pixels, open_widget  # noqa: F401 (browser is a fixture)
+from browser_page import PIXELS, canvas_pixels, open_widget
 from PIL import Image
 from widget_source import KnownSource
 
 from saliency_lrp.widget import SaliencyWidget, blend
 
+pytest_plugins = ("browser_page",)
 pytestmark = pytest.mark.browser
 
 SIX = ("lrp", "grad_x_input", "a", "b", "c", "d")
@@ -42,13 +43,25 @@ def opened(browser):
 
 def move(page, label, value):
     page.get_by_label(label, exact=True).evaluate(
-        "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', { bubbles: true })); }", str(value))
+        "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', { bubbles: true })); }",
+        str(value),
+    )
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-@pytest.mark.parametrize("look", [
-    {}, {"opacity": 0.35}, {"cmap": "seismic", "opacity": 1.0}, {"cmap": "coldnhot"}, {"sign": "positive"},
-    {"sign": "negative", "percentile": 95.0}, {"backdrop": "grey"}, {"backdrop": "none", "percentile": 100.0}])
+@pytest.mark.parametrize(
+    "look",
+    [
+        {},
+        {"opacity": 0.35},
+        {"cmap": "seismic", "opacity": 1.0},
+        {"cmap": "coldnhot"},
+        {"sign": "positive"},
+        {"sign": "negative", "percentile": 95.0},
+        {"backdrop": "grey"},
+        {"backdrop": "none", "percentile": 100.0},
+    ],
+)
 def test_canvas_equals_numpy(opened, look):
     widget, source = widget_of(**look)
     page = opened(widget)
@@ -67,8 +80,15 @@ def test_looking_costs_no_message(opened):
     page.get_by_label("Sign", exact=True).select_option("positive")
     page.get_by_label("Backdrop", exact=True).select_option("grey")
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    expected = blend(source.picture, widget.maps()["lrp"], opacity=0.4, cmap="PuOr_r", sign="positive",
-                     percentile=95, backdrop="grey").astype(int)
+    expected = blend(
+        source.picture,
+        widget.maps()["lrp"],
+        opacity=0.4,
+        cmap="PuOr_r",
+        sign="positive",
+        percentile=95,
+        backdrop="grey",
+    ).astype(int)
     assert np.abs(canvas_pixels(page, "lrp")[..., :3] - expected).max() <= 1
     assert page.evaluate("sent") == []
 
@@ -124,12 +144,16 @@ def test_zoom_is_linked_and_keeps_the_pixel_under_the_mouse(opened):
     page.keyboard.up("Shift")
     page.wait_for_timeout(100)
     page.mouse.move(box["x"] + 16.5 / 64 * box["width"] + 1, box["y"] + 48.5 / 64 * box["height"])
-    transforms = {page.locator(f"[data-panel={panel}] .saliency-zoomed").evaluate("node => node.style.transform")
-                  for panel in ("lrp", "grad_x_input")}
+    transforms = {
+        page.locator(f"[data-panel={panel}] .saliency-zoomed").evaluate("node => node.style.transform")
+        for panel in ("lrp", "grad_x_input")
+    }
     assert len(transforms) == 1 and "scale(1)" not in transforms.pop()
     assert page.locator("[data-panel=lrp] .saliency-readout").inner_text() == spot
     page.get_by_role("button", name="Reset zoom").click()
-    assert "scale(1)" in page.locator("[data-panel=lrp] .saliency-zoomed").evaluate("node => node.style.transform")
+    assert "scale(1)" in page.locator("[data-panel=lrp] .saliency-zoomed").evaluate(
+        "node => node.style.transform"
+    )
 
 
 def test_keyboard_moves_the_crosshair(opened):
@@ -153,9 +177,26 @@ def test_everything_is_labelled_and_reached_by_tab(opened):
     reached = set()
     for _ in range(24):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"))
-    assert {"Opacity", "Colours", "Sign", "Clip percentile", "Backdrop", "Class", "Find class", "LRP rule", "Layer",
-            "Methods: 2 shown", "Copy as code", "Save PNG", "Save HTML"} <= reached
+        reached.add(
+            page.evaluate(
+                "document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"
+            )
+        )
+    assert {
+        "Opacity",
+        "Colours",
+        "Sign",
+        "Clip percentile",
+        "Backdrop",
+        "Class",
+        "Find class",
+        "LRP rule",
+        "Layer",
+        "Methods: 2 shown",
+        "Copy as code",
+        "Save PNG",
+        "Save HTML",
+    } <= reached
 
 
 def test_questions_go_to_the_kernel_and_answers_come_back(opened):
@@ -169,15 +210,24 @@ def test_questions_go_to_the_kernel_and_answers_come_back(opened):
     page.locator("input[value=grad_x_input]").uncheck()
     asked = [changes for changes in page.evaluate("sent")]
     assert [{key: value for key, value in change.items()} for change in asked] == [
-        {"target": 3}, {"rule": "gamma"}, {"target": 11}, {"selected": ["lrp"]}]
+        {"target": 3},
+        {"rule": "gamma"},
+        {"target": 11},
+        {"selected": ["lrp"]},
+    ]
     for change in asked:
         widget.set_state(change)
     assert widget.wait(10)
     page.follow(widget)
     assert page.locator("[data-panel]").count() == 1
     np.testing.assert_array_equal(widget.maps()["lrp"], source._wave("lrp", 11, "gamma"))
-    assert np.abs(canvas_pixels(page, "lrp")[..., :3]
-                  - blend(source.picture, source._wave("lrp", 11, "gamma")).astype(int)).max() <= 1
+    assert (
+        np.abs(
+            canvas_pixels(page, "lrp")[..., :3]
+            - blend(source.picture, source._wave("lrp", 11, "gamma")).astype(int)
+        ).max()
+        <= 1
+    )
     assert page.get_by_label("Class", exact=True).input_value() == "11"
 
 
@@ -229,7 +279,10 @@ def test_running_methods_show_progress_and_can_be_cancelled(opened):
 def test_a_failure_is_read_in_its_panel(opened):
     widget, _ = widget_of(selected=("broken", "lrp"))
     page = opened(widget)
-    assert page.locator("[data-panel=broken] [role=status]").inner_text() == "ValueError: this method cannot do it"
+    assert (
+        page.locator("[data-panel=broken] [role=status]").inner_text()
+        == "ValueError: this method cannot do it"
+    )
 
 
 def test_the_account_is_beside_the_lrp_panel(opened):
@@ -237,7 +290,14 @@ def test_the_account_is_beside_the_lrp_panel(opened):
     page = opened(widget)
     page.get_by_text("Account of relevance: 98.7 % conserved").click()
     assert page.locator("[data-panel=lrp] table").inner_text().split() == [
-        "relevance", "in", "2.31", "absorbed", "by", "bias", "0.03"]
+        "relevance",
+        "in",
+        "2.31",
+        "absorbed",
+        "by",
+        "bias",
+        "0.03",
+    ]
     assert page.locator("[data-panel=grad_x_input] details").is_hidden()
 
 
@@ -248,10 +308,26 @@ def test_copy_as_code_names_the_view(opened):
     page.get_by_role("button", name="Copy as code").click()
     text = page.get_by_label("the call that reproduces this view").input_value()
     given = {}
-    eval(text, {"compare_saliency": lambda *args, **kwargs: given.update(kwargs, args=args), "model": "m", "image": "i"})
-    assert given == {"args": ("m", "i"), "methods": ("lrp", "grad_x_input"), "label": 0, "composite": "epsilon",
-                     "layer": "stem", "opacity": 0.5, "cmap": "RdBu_r", "sign": "negative", "percentile": 99,
-                     "backdrop": "colour"}
+    eval(
+        text,
+        {
+            "compare_saliency": lambda *args, **kwargs: given.update(kwargs, args=args),
+            "model": "m",
+            "image": "i",
+        },
+    )
+    assert given == {
+        "args": ("m", "i"),
+        "methods": ("lrp", "grad_x_input"),
+        "label": 0,
+        "composite": "epsilon",
+        "layer": "stem",
+        "opacity": 0.5,
+        "cmap": "RdBu_r",
+        "sign": "negative",
+        "percentile": 99,
+        "backdrop": "colour",
+    }
 
 
 def test_png_export_holds_the_panels(opened):
@@ -262,7 +338,7 @@ def test_png_export_holds_the_panels(opened):
     sheet = np.asarray(Image.open(waiting.value.path()).convert("RGB")).astype(int)
     zoom = 448 // 64
     left = 12 + 64 * zoom + 12
-    panel = sheet[12 + 24:12 + 24 + 64 * zoom:zoom, left:left + 64 * zoom:zoom]
+    panel = sheet[12 + 24 : 12 + 24 + 64 * zoom : zoom, left : left + 64 * zoom : zoom]
     assert np.abs(panel - blend(source.picture, widget.maps()["grad_x_input"])).max() <= 1
 
 
@@ -286,7 +362,9 @@ def test_saved_html_lives_without_kernel_and_network(opened, browser, tmp_path, 
     assert not saved.get_by_label("LRP rule").is_visible()
     for opacity in (0.8, 0.3):
         move(saved, "Opacity", opacity)
-        error = canvas_pixels(saved, "lrp")[..., :3] - blend(source.picture, widget.maps()["lrp"], opacity=opacity).astype(int)
+        error = canvas_pixels(saved, "lrp")[..., :3] - blend(
+            source.picture, widget.maps()["lrp"], opacity=opacity
+        ).astype(int)
         assert np.abs(error).max() <= 1
     with saved.expect_download() as again:
         saved.get_by_role("button", name="Save HTML").click()
@@ -308,11 +386,16 @@ def test_dark_theme_is_readable(opened):
     widget, _ = widget_of()
     page = opened(widget, dark=True)
     text, ground = page.locator(".saliency").evaluate(
-        "node => { const s = getComputedStyle(node); return [s.color, s.backgroundColor]; }")
+        "node => { const s = getComputedStyle(node); return [s.color, s.backgroundColor]; }"
+    )
 
     def luminance(colour):
         channels = np.array([int(part) for part in re.findall(r"\d+", colour)[:3]]) / 255
-        return np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        return np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ [
+            0.2126,
+            0.7152,
+            0.0722,
+        ]
 
     assert (luminance(text) + 0.05) / (luminance(ground) + 0.05) > 7
     assert luminance(ground) < 0.05

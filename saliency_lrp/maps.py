@@ -1,0 +1,258 @@
+"""A model's maps for one picture, as the widget asks for them: one forward pass, then backward passes only."""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import composites, images, saliency
+from .errors import InputError, unknown_name
+from .explainers import registry
+from .explainers.base import check_model, class_scores, resolve_target, unwrap
+from .explainers.batching import watching
+from .explainers.cam import FeatureMap, read_feature_map
+from .explainers.untouched import device_of
+from .propagator import RelevancePropagator, Trace
+from .widget import Channels, Map
+from .work import Watch
+
+LONGEST_SIDE = 448  # of the picture in the browser: more is not seen, and every map is as large
+MOST_CHANNELS = 16
+THUMBNAIL = 56
+
+
+class ModelMaps:
+    """Maps of one model for one picture; a :class:`saliency_lrp.widget.MapSource`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Left as it was. With another `device` than its own, a copy of it is explained.
+    raw_image, input, label, device
+        As for :func:`saliency_lrp.get_saliency`; one picture.
+    composite : str, Composite or Rule
+        The LRP rule that is shown first.
+    options : mapping
+        Options of methods, ``transform``, ``geometry``, ``class_names``, ``seed``.
+
+    Attributes
+    ----------
+    forwards : int
+        Forward passes made for LRP so far: one, and one more each time the weights have changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        raw_image: Any,
+        input: Tensor | None,
+        label: Any,
+        device: Any,
+        composite: Any,
+        options: Mapping[str, Any],
+    ) -> None:
+        check_model(unwrap(model) if isinstance(model, nn.Module) else model)
+        self.model = self._on(unwrap(model), device)
+        self.options = dict(options)
+        self._lock = threading.Lock()
+        raw, x, geometry, self.notes = saliency._prepare(self.model, raw_image, input, self.options)
+        self.x = _one_picture(x).detach().to(device_of(self.model), saliency._dtype(self.model, x))
+        shown = _shown(raw, self.x)
+        self.picture, self.geometry = _shrunk(shown, geometry or images.Geometry.whole(shown.shape[:2]))
+        self.composites, self.rule, self.rules = _rules(composite)
+        self.methods = registry.list_methods()
+        self.forwards = 0
+        self._trace: Trace | None = None
+        self._versions: tuple[int, ...] = ()
+        self.question = label if callable(label) else None
+        self._settle(label)
+
+    @staticmethod
+    def _on(model: nn.Module, device: Any) -> nn.Module:
+        where = saliency._device(device, model)
+        return model if where == device_of(model) else copy.deepcopy(model).to(where)
+
+    def _settle(self, label: Any) -> None:
+        """Run the model once; who speaks for which class, and which layers can be drawn."""
+        trace = self.trace()
+        self.probabilities, self.classes, self.target = np.zeros(0), [], -1
+        if self.question is None:
+            scores = class_scores(trace.output)
+            self.target = int(resolve_target(scores, label)[0])
+            self.probabilities = _shares(scores[0].double()).cpu().numpy()
+            names = self.options.get("class_names") or saliency._class_names(self.model)
+            if names is not None:
+                self.classes = [saliency._name(names, index) for index in range(len(self.probabilities))]
+        self._layers = self._drawable(trace)
+        self.layers = list(self._layers)
+
+    def trace(self) -> Trace:
+        """The recorded forward pass; made again only where parameters or buffers have changed since."""
+        versions = tuple(
+            0 if t.is_inference() else t._version  # inference tensors cannot change
+            for t in (*self.model.parameters(), *self.model.buffers())
+        )
+        with self._lock:
+            if self._trace is None or versions != self._versions:
+                self.forwards += 1
+                self._trace = RelevancePropagator(self.model, self.composites[self.rule]).trace(self.x)
+                self._versions = versions
+            return self._trace
+
+    def _drawable(self, trace: Trace) -> dict[str, FeatureMap]:
+        """Modules whose output is features on a grid over the picture, in the order they finished."""
+        found = {}
+        for path, calls in trace.calls.items():
+            outputs = calls[-1].outputs
+            if path and len(outputs) == 1:
+                features = read_feature_map(path, self.model, outputs[0][1], self.x)
+                if features is not None:
+                    found[path] = features
+        return found
+
+    # ---- what the widget asks ------------------------------------------------------------------------------------
+
+    def _asked(self, target: int | None) -> Any:
+        return self.question if self.question is not None else target
+
+    def _seed(self) -> Any:
+        seed = self.options.get("seed", "logit")
+        return "logit" if isinstance(seed, int) else seed  # an integer is for random numbers
+
+    def _placed(self, values: Tensor) -> np.ndarray:
+        return self.geometry.place(values.detach().double().cpu().numpy())
+
+    def lrp(self, target: int | None, rule: str) -> Map:
+        """Relevance of the picture under a rule, with its account: one backward pass."""
+        trace = self.trace()
+        relevance = trace.relevance(self._asked(target), self._seed(), self.composites[rule], account=True)
+        report = trace.report()
+        warnings = [*self.notes, *report.warnings]
+        if not relevance.any():
+            warnings.append("the map is zero everywhere")
+        return Map(self._placed(relevance[0].sum(0)), _account(report), tuple(warnings))
+
+    def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]:
+        """Relevance at a layer, summed over its channels and enlarged; and its strongest channels."""
+        relevance = self.trace().layer_relevance(
+            name, self._asked(target), self._seed(), self.composites[rule]
+        )
+        spatial = self._layers[name].spatial(relevance)[0]
+        return Map(self._placed(spatial.sum(0))), _channels(spatial)
+
+    def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map:
+        """Relevance that reaches the picture through one channel of a layer (Achtibat et al. 2023).
+
+        Relevance is taken at the layer, every other channel is set to 0, and what is left goes on to the picture.
+        """
+        trace = self.trace()
+        asked, chosen = self._asked(target), self.composites[rule]
+        features = self._layers[layer]
+        relevance = trace.layer_relevance(layer, asked, self._seed(), chosen)
+        count = features.spatial(relevance).shape[1]
+        if not 0 <= channel < count:
+            raise InputError(f"layer {layer!r} has channels 0 to {count - 1}, not {channel}.")
+        masked = torch.zeros_like(relevance)
+        features.spatial(masked)[:, channel] = features.spatial(relevance)[:, channel]  # spatial() is a view
+        ((edge, _),) = trace._places(layer, "output", -1)
+        ((through,), _) = trace._run([(edge, masked)], chosen, False, True, ())
+        return Map(self._placed(through[0].sum(0)))
+
+    def method(self, name: str, target: int | None, watch: Watch) -> Map:
+        """The map of any other method; `watch` hears of its passes and can call it off."""
+        known = registry.option_names(name)
+        explainer = registry.get(
+            name,
+            self.model,
+            **saliency._options_for(name, known, self.options.get("layer_path"), self.options),
+        )
+        with watching(watch.reached):
+            relevance = explainer.explain(self.x, self._asked(target), self.picture)
+        warnings = [*self.notes]
+        if not relevance.any():
+            warnings.append("the map is zero everywhere")
+        return Map(self._placed(relevance[0].sum(0)), warnings=tuple(warnings))
+
+
+def _one_picture(x: Tensor) -> Tensor:
+    if x.ndim != 4 or x.shape[0] != 1:
+        raise InputError(
+            f"the widget shows one picture, an input of shape (1, C, H, W), not {tuple(x.shape)}. For text see "
+            "saliency_lrp.text.show_text, for series saliency_lrp.timeseries.plot_relevance."
+        )
+    return x
+
+
+def _shown(raw: Any, x: Tensor) -> np.ndarray:
+    """The picture under the maps, (H, W, 3) uint8: the image, or the input itself scaled to be seen."""
+    if raw is not None:
+        return np.asarray(images.load_image(raw).picture())
+    values = x[0].detach().float().cpu()
+    values = values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)
+    return np.rint(images.normalise(values.permute(1, 2, 0).numpy()) * 255).astype(np.uint8)
+
+
+def _shrunk(picture: np.ndarray, geometry: images.Geometry) -> tuple[np.ndarray, images.Geometry]:
+    """A large picture made small enough to send, and the geometry that goes with it."""
+    from PIL import Image
+
+    factor = min(1.0, LONGEST_SIDE / max(picture.shape[:2]))
+    if factor == 1.0:
+        return picture, geometry
+    size = tuple(max(1, round(side * factor)) for side in picture.shape[:2])
+    scales = [new / old for new, old in zip(size, picture.shape[:2], strict=True)] * 2
+    box = tuple(edge * scale for edge, scale in zip(geometry.box, scales, strict=True))
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX)), images.Geometry(
+        size, box
+    )
+
+
+def _rules(composite: Any) -> tuple[dict[str, composites.Composite], str, list[str]]:
+    """Composites by the name they have in the selector; the one to begin with; all names."""
+    known = {name: composites.get(name) for name in composites.list_composites()}
+    if isinstance(composite, str):
+        if composite not in known:
+            raise unknown_name("composite", composite, known)
+        return known, composite, list(known)
+    own = composites.get(composite)
+    return {own.name: own, **known}, own.name, list({own.name: own, **known})
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """Probabilities: the scores themselves if they are some already."""
+    already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
+    return scores if already else scores.softmax(0)
+
+
+def _account(report: Any) -> dict[str, Any]:
+    share = report.conserved
+    rows = [["at the output", f"{report.seed:+.4g}"], ["reached the picture", f"{report.result:+.4g}"]]
+    rows += [[f"taken by {name}", f"{value:+.4g}"] for name, value in report.absorbed.items()]
+    return {
+        "summary": f"{share:.1%} conserved" if math.isfinite(share) else "not a number",
+        "rows": rows,
+        "text": report.table(20),
+    }
+
+
+def _channels(spatial: Tensor) -> Channels:
+    """The strongest channels of (C, h, w) relevance."""
+    sums = spatial.sum((1, 2)).double()
+    total = float(sums.abs().sum()) or 1.0
+    best = sums.abs().argsort(descending=True, stable=True)[:MOST_CHANNELS].tolist()
+    maps = spatial[best][None].float()
+    size = [min(side, THUMBNAIL) for side in maps.shape[2:]]
+    small = F.adaptive_avg_pool2d(maps, size)[0].cpu().numpy()
+    entries = [
+        {"index": index, "relevance": float(sums[index]), "share": abs(float(sums[index])) / total}
+        for index in best
+    ]
+    return Channels(entries, small)
