@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 NBVAL  := --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 120
 # One pytest run for tests and notebooks: `make test ARGS="-k rules -x"` passes options to it.
 ARGS   ?=
@@ -22,10 +22,12 @@ $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: $(VENV)/pyvenv.cfg setup.py pyproject.toml constraints.txt
+	@echo 'installing saliency_lrp into $(VENV): minutes the first time, nothing after that'
 	$(PIP) -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
+	@echo 'installing what the tests need into $(VENV): minutes the first time, nothing after that'
 	$(PIP) -e ".[test,dev]"
 	@touch $@
 
