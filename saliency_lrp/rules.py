@@ -191,7 +191,7 @@ class _LinearRule(Rule):
     def absorbed(self, site: Any, part: Part, denominator: Tensor, c: Tensor) -> Tensor:
         """What bias and stabiliser take of the relevance, per output; noted in the account unless distributed."""
         width = stabilizer_width(denominator, self.epsilon, self.relative)
-        by_epsilon = torch.where(denominator < 0, -1.0, 1.0) * width * c
+        by_epsilon = torch.where(denominator < 0, -c, c) * width
         if self.epsilon == 0:
             by_epsilon = torch.zeros_like(c)
         by_bias = torch.zeros_like(c) if part.bias is None else site.as_output(part.bias) * c
@@ -551,7 +551,7 @@ class Norm(Rule):
         if site.account and not c.is_complex():
             z = working(site.output)
             width = stabilizer_width(z, self.epsilon, self.relative)
-            site.absorb(epsilon=torch.where(z < 0, -1.0, 1.0) * width * c)
+            site.absorb(epsilon=torch.where(z < 0, -c, c) * width)
         # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
         grads = site.vjp(c.conj() if c.is_complex() else c)
         return tuple(
