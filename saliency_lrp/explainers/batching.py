@@ -111,7 +111,11 @@ def each_with_progress(items: Sequence[T], title: str, name: Callable[[T], str])
 def progress(
     forward: Callable[[Tensor], Tensor], total: int, title: str
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Wrap `forward` so that a bar counts the samples that went through it."""
+    """Wrap `forward` so that a bar, or whoever is :func:`watching`, counts the samples that went through it."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        yield _told(forward, total, watcher)
+        return
     from tqdm import tqdm
 
     outer = _outer.get()
@@ -129,3 +133,19 @@ def progress(
             return output
 
         yield counted
+
+
+def _told(
+    forward: Callable[[Tensor], Tensor], total: int, watcher: Callable[[int, int], None]
+) -> Callable[[Tensor], Tensor]:
+    """`forward` that tells the watcher how many samples went through it."""
+    done = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal done
+        watcher(done, total)  # before the pass, so that cancelling does not wait for one more
+        output = forward(x)
+        done = min(done + x.shape[0], total)
+        return output
+
+    return counted
