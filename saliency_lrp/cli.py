@@ -60,7 +60,7 @@ GLOSSARY = {
     "probability": "The score after softmax over all classes.",
     "conserved": (
         "LRP hands the score back to the pixels layer by layer. This is the share of it that arrived; the "
-        "rest was absorbed by biases and stabilisers. Far below or above 100 %, the map tells only part of "
+        "rest was taken or given by biases and stabilisers. Far below or above 100 %, the map tells only part of "
         "the story. Gradient and occlusion promise no such sum, so they have none."
     ),
     "seconds": "Time for one map, on this machine.",
@@ -485,7 +485,7 @@ def _section(item: Explained, model: nn.Module) -> str:
     return (
         f'<section><h2>{html.escape(says)}</h2><p class="subject">{_thumbnail(item.subject)}'
         f"<span>{html.escape(numbers)}</span></p>"
-        f'<img alt="{html.escape(alt)}" src="{_inlined(item.picture.read_bytes())}">'
+        f'<div class="maps"><img alt="{html.escape(alt)}" src="{_inlined(item.picture.read_bytes())}"></div>'
         f"{_html_table(table(item))}{warnings}</section>"
     )
 
