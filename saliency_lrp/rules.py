@@ -443,8 +443,9 @@ class Beta(_LinearRule):
     """The b-rule of Pytorch-LRP and TensorWatch: αβ with α = 1 + β, bias left out, and rare neurons rescaled.
 
     ``R_i = (1 + β) · positive share − β · negative share``. An output that only has contributions of one sign (a
-    *rare neuron*) hands on its whole relevance, so that relevance is conserved, except where the factor of that sign is
-    0 (β = −1 or 0): there it is lost, by definition.
+    *rare neuron*) hands on its whole relevance, so that relevance is conserved, except where the factor of that sign
+    is 0 (β = −1 or 0): there it is lost, by definition. With ε its factor f becomes |f| / (1 − (1 − |f|) z / s(z)),
+    as in the original: 1 for a vanishing ε.
     """
 
     def __init__(self, beta: float = 0.5, epsilon: float = 1e-6) -> None:
@@ -459,16 +460,16 @@ class Beta(_LinearRule):
         up = Part(positive_terms(site, w_pos, w_neg))
         down = Part(positive_terms(site, w_neg, w_pos))
         up.total, down.total = contributions(site, up), contributions(site, down)
-        up.share = self.rescaled(1.0 + self.beta, other=down.total)
-        down.share = self.rescaled(-self.beta, other=up.total)
+        up.share = self.rescaled(1.0 + self.beta, up.total, other=down.total)
+        down.share = self.rescaled(-self.beta, down.total, other=up.total)
         yield up
         yield down
 
-    @staticmethod
-    def rescaled(factor: float, other: Tensor) -> Tensor:
-        """``factor``, or 1 where the other sign has no contribution; a factor of 0 stays 0."""
-        alone = 1.0 if factor else 0.0
-        return torch.where(other == 0, alone, factor).to(other.dtype)
+    def rescaled(self, factor: float, own: Tensor, other: Tensor) -> Tensor:
+        """``factor``, or what makes up for the missing other sign; a factor of 0 stays 0."""
+        size = abs(factor)
+        alone = size / (1.0 - (1.0 - size) * divide(own, own, self.epsilon)) if size else torch.zeros_like(own)
+        return torch.where(other == 0, alone, factor)
 
 
 class PassBatchNorm(Rule):

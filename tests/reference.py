@@ -156,13 +156,19 @@ def power(m: Matrix, x: np.ndarray, p: int) -> list[Part]:
     return [Part(x[:, None] ** p * m.weights**p, None if m.bias is None else m.bias**p)]
 
 
-def beta(m: Matrix, x: np.ndarray, beta: float) -> list[Part]:
-    """(1 + beta) of the positive part, -beta of the negative one; an output with one sign keeps its whole R."""
+def beta(m: Matrix, x: np.ndarray, beta: float, stabiliser: float) -> list[Part]:
+    """(1 + beta) of the positive part, -beta of the negative one; an output with one sign keeps (nearly) its R."""
     c = x[:, None] * m.weights
     plus, minus = pos(c), neg(c)
+    total = np.abs(c.sum(-1))
+    kept = total / (total + stabiliser)
+
+    def alone(factor):
+        return np.where(factor != 0, abs(factor) / (1 - (1 - abs(factor)) * kept), 0.0)
+
     has_plus, has_minus = plus.sum(-1) > 0, minus.sum(-1) < 0
-    factor_plus = np.where(has_minus, 1.0 + beta, 0.0 if beta == -1 else 1.0)
-    factor_minus = np.where(has_plus, -beta, 0.0 if beta == 0 else 1.0)
+    factor_plus = np.where(has_minus, 1.0 + beta, alone(1.0 + beta))
+    factor_minus = np.where(has_plus, -beta, alone(-beta))
     return [Part(plus, None, factor_plus), Part(minus, None, factor_minus)]
 
 
