@@ -93,10 +93,14 @@ def selects(selector: Selector, site: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ composites
 
 
-def defaults(epsilon: float = 1e-9, linear: Rule | None = None) -> list[Row]:
-    """The rows that every composite ends with: one per kind."""
+def defaults(epsilon: float = 1e-12) -> list[Row]:
+    """The rows that every composite ends with: one per kind.
+
+    ``epsilon`` stabilises sums, products and normalisations, where relevance is in proportion to the denominator, so
+    that it only has to guard exact zeros.
+    """
     return [
-        (kind("linear"), linear if linear is not None else r.Epsilon(epsilon)),
+        (kind("linear"), r.Epsilon(max(epsilon, 1e-9))),
         (kind("sum", "normalisation"), r.Norm(epsilon)),
         (kind("activation", "scale"), r.Pass()),
         (kind("gate"), r.SignalTakesAll(epsilon)),
@@ -201,8 +205,7 @@ def get(composite: str | Composite | Rule | None, **options: Any) -> Composite:
     if isinstance(composite, type) and issubclass(composite, Rule):
         composite = composite()
     if isinstance(composite, Rule):
-        base = defaults(epsilon=min(getattr(composite, "epsilon", 1e-9) or 1e-9, 1e-6))
-        return Composite([(kind("linear"), composite)], base, repr(composite))
+        return Composite([(kind("linear"), composite)], name=repr(composite))
     if not isinstance(composite, str) or composite not in COMPOSITES:
         raise unknown_name("composite", composite, COMPOSITES)
     try:
@@ -235,24 +238,26 @@ def convolution_and_dense(
 @_composite("epsilon")
 def epsilon(epsilon: float = 1e-9, bias: str = "keep") -> Composite:
     """LRP-ε on every linear site, AttnLRP in attention."""
-    return Composite([(kind("linear"), r.Epsilon(epsilon, bias=bias))], defaults(epsilon), "epsilon")
+    return Composite([(kind("linear"), r.Epsilon(epsilon, bias=bias))], name="epsilon")
 
 
 @_composite("attnlrp")
 def attnlrp(epsilon: float = 1e-9) -> Composite:
     """AttnLRP (Achtibat et al. 2024)."""
-    return Composite([], defaults(epsilon), "attnlrp")
+    return Composite([(kind("linear"), r.Epsilon(epsilon))], name="attnlrp")
 
 
 @_composite("cp_lrp")
 def cp_lrp(epsilon: float = 1e-9) -> Composite:
     """CP-LRP (Ali et al. 2022): attention weights are constants."""
     rows = [
-        (kind("matmul"), r.SignalTakesAll(epsilon)),
+        (kind("linear"), r.Epsilon(epsilon)),
+        (kind("matmul"), r.SignalTakesAll()),
+        ((kind("softmax"), at_output()), r.Pass()),
         (kind("softmax"), r.Stop()),
-        (kind("attention"), r.AttentionCPLRP(epsilon)),
+        (kind("attention"), r.AttentionCPLRP()),
     ]
-    return Composite([((kind("softmax"), at_output()), r.Pass()), *rows], defaults(epsilon), "cp_lrp")
+    return Composite(rows, name="cp_lrp")
 
 
 @_composite("epsilon_plus")
@@ -323,7 +328,7 @@ def e_rule(p: float = 1, epsilon: float = 1e-6) -> Composite:
     """The e-rule of Pytorch-LRP and TensorWatch on every linear site; batch norms pass."""
     return Composite(
         [(kind("linear"), r.PassBatchNorm(r.Power(p, epsilon))), (kind("linear"), r.Power(p, epsilon))],
-        [(kind("softmax"), r.Pass()), *defaults(1e-9)],
+        [(kind("softmax"), r.Pass()), *defaults()],
         "e_rule",
     )
 
@@ -333,7 +338,7 @@ def b_rule(beta: float = 0.5, epsilon: float = 1e-6) -> Composite:
     """The b-rule of Pytorch-LRP and TensorWatch on every linear site; batch norms pass."""
     return Composite(
         [(kind("linear"), r.PassBatchNorm(r.Beta(beta, epsilon))), (kind("linear"), r.Beta(beta, epsilon))],
-        [(kind("softmax"), r.Pass()), *defaults(1e-9)],
+        [(kind("softmax"), r.Pass()), *defaults()],
         "b_rule",
     )
 

@@ -543,7 +543,7 @@ class Norm(Rule):
 
     kinds = frozenset({"sum", "normalisation", "linear", "matmul", "unknown"})
 
-    def __init__(self, epsilon: float = 1e-9, relative: bool = False) -> None:
+    def __init__(self, epsilon: float = 1e-12, relative: bool = False) -> None:
         self.epsilon = epsilon
         self.relative = relative
 
@@ -632,7 +632,7 @@ class Uniform(Rule):
 
     kinds = frozenset({"product", "gate", "matmul"})
 
-    def __init__(self, epsilon: float = 1e-9) -> None:
+    def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
@@ -644,7 +644,7 @@ class SignalTakesAll(Rule):
 
     kinds = frozenset({"product", "gate", "matmul"})
 
-    def __init__(self, epsilon: float = 1e-9) -> None:
+    def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
@@ -678,7 +678,7 @@ class _AttentionRule(Rule):
 
     kinds = frozenset({"attention"})
 
-    def __init__(self, epsilon: float = 1e-9) -> None:
+    def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
 
 

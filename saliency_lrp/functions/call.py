@@ -40,9 +40,7 @@ class _Node(torch.autograd.Function):
     """The autograd node of a site: forward is the original call, backward hands relevance on."""
 
     @staticmethod
-    def forward(
-        ctx: Any, site: Site, run: Callable[[], Tensor], dirty: Tensor | None, *activations: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, site: Site, run: Callable[[], Any], dirty: Tensor | None, *activations: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         ctx.site = site
         ctx.n = len(activations)
@@ -52,10 +50,10 @@ class _Node(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, R: Tensor | None) -> tuple[Any, ...]:
-        if R is None:
+    def backward(ctx: Any, *R: Tensor | None) -> tuple[Any, ...]:
+        if all(r is None for r in R):
             return (None,) * (3 + ctx.n)
-        R_in = ctx.site.propagate(R)
+        R_in = ctx.site.propagate(R[0] if len(R) == 1 else R)
         return (None, None, None, *R_in)
 
 
@@ -140,7 +138,7 @@ class Call:
         activations: list[Tensor] | None = None,
         gate: int = PLAIN,
         nonnegative: bool = False,
-    ) -> Tensor:
+    ) -> Any:
         """Run the call as one autograd node whose backward is ``site.propagate``.
 
         Parameters
@@ -175,13 +173,16 @@ class Call:
 
         def run() -> Tensor:
             out = self.func(*self.args, **self.kwargs)
-            if site.keeps_output:
+            if site.keeps_output and isinstance(out, Tensor):
                 site.result = out.detach()
                 tracer.remember(site.result, site, -1)
             return out
 
         out = _Node.apply(site, run, target, *tensors)
-        return tracer.tag(out, Tag(tracer.token, site, gate, nonnegative))
+        for t in out if isinstance(out, tuple) else (out,):
+            if isinstance(t, Tensor) and t.requires_grad:
+                tracer.tag(t, Tag(tracer.token, site, gate, nonnegative))
+        return out
 
     def reroute(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run other torch code with interception on: its calls become sites in place of this one."""
