@@ -12,23 +12,41 @@ Neither the model nor any tensor of the caller is changed.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from . import composites
 from .errors import InputError, unknown_name
 from .propagator import RelevancePropagator as _Propagator
 from .propagator import Trace
+from .rules import Rule
 
 _METHODS: dict[str, Callable[[float, float, float], composites.Composite]] = {
     "e-rule": lambda exponent, beta, epsilon: composites.get("e_rule", p=exponent, epsilon=epsilon),
     "b-rule": lambda exponent, beta, epsilon: composites.get("b_rule", beta=beta, epsilon=epsilon),
 }
+
+
+class _LogProbabilities(Rule):
+    """The original's LogSoftmax: a sample that starts with log-probabilities goes on with probabilities.
+
+    The original decides by the sum over the whole batch; here each sample (first axis) decides for itself.
+    """
+
+    kinds = frozenset({"activation"})
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        axes = tuple(range(min(1, R.dim() - 1), R.dim()))
+        is_log = R.sum(dim=axes, keepdim=True) < 0
+        return (torch.where(is_log, torch.where(R == 0, 0, R.exp()), R),)
 
 
 def _composite(method: str, lrp_exponent: float, beta: float, epsilon: float) -> composites.Composite:
@@ -47,7 +65,29 @@ def _composite(method: str, lrp_exponent: float, beta: float, epsilon: float) ->
                 UserWarning,
                 stacklevel=3,
             )
-    return _METHODS[method](lrp_exponent, beta, epsilon)
+    log_softmax = composites.Composite([(composites.op("log_softmax"), _LogProbabilities())])
+    return _METHODS[method](lrp_exponent, beta, epsilon) | log_softmax
+
+
+@contextlib.contextmanager
+def _leaf_calls(model: nn.Module) -> Iterator[list[tuple[str, int]]]:
+    """Path and number of each call of a module without children, in order, for calls made inside."""
+    names = {module: name for name, module in model.named_modules() if next(module.children(), None) is None}
+    counts: dict[str, int] = {}
+    order: list[tuple[str, int]] = []
+    thread = threading.get_ident()
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if threading.get_ident() == thread and module in names:
+            name = names[module]
+            order.append((name, counts.get(name, 0)))
+            counts[name] = counts.get(name, 0) + 1
+
+    handle = register_module_forward_hook(note)
+    try:
+        yield order
+    finally:
+        handle.remove()
 
 
 class RelevancePropagator:
@@ -187,6 +227,7 @@ class InnvestigateModel(nn.Module):
         self.method = method
         self.prediction: Tensor | None = None
         self._trace: Trace | None = None
+        self._layers: list[tuple[str, int]] = []
         self._target: int | None = None
 
     def forward(self, in_tensor: Tensor) -> Tensor:
@@ -201,7 +242,9 @@ class InnvestigateModel(nn.Module):
         Tensor
             The model's output.
         """
-        self._trace = _Propagator(self.model, self._composite).trace(in_tensor)
+        propagator = _Propagator(self.model, self._composite)
+        with _leaf_calls(propagator.model) as self._layers:
+            self._trace = propagator.trace(in_tensor)
         self.prediction = self._trace.output
         return self.prediction
 
@@ -237,9 +280,18 @@ class InnvestigateModel(nn.Module):
         -------
         list of Tensor
             Entry 0 at the model's output; entry k at the input of the k-th layer counted from the end, in the order
-            of execution; so the last one is at the input of the first layer.
+            of execution; so the last one is at the input of the first layer. Layers (modules without children)
+            whose input carries no relevance, such as an embedding's token ids, are left out. A layer with several
+            inputs has a tuple of them.
         """
-        raise NotImplementedError
+        trace = self._evaluated()
+        layers = [(name, k) for name, k in reversed(self._layers) if trace.calls[name][k].inputs]
+        values: dict[tuple[str, int], Tensor] = {}
+        for number in {k for _, k in layers}:  # more than one pass only where a layer ran several times
+            names = [name for name, k in layers if k == number]
+            found = trace.layer_relevance(names, target=self._target, which="input", call=number)
+            values |= {(name, number): R for name, R in found.items()}
+        return [trace.layer_relevance("", target=self._target), *(values[layer] for layer in layers)]
 
     def _evaluated(self) -> Trace:
         if self._trace is None:

@@ -296,7 +296,8 @@ def _check_layer(name: str) -> None:
         layer = with_weights(layer, a["weight"], a.get("bias"))
     got = one_layer(layer.double(), a["x"], a["R"], method)
     assert got.dtype == torch.float64
-    close(got, a["right"], rtol=KNOWN[f"pytorch_lrp.{name}"].get("tol", 1e-6), atol=1e-7)
+    own_precision = 1e-9 if "float64" in name else 2e-5  # of the stored answer, mostly float32
+    close(got, a["right"], rtol=own_precision, atol=own_precision)
 
 
 for _name in LAYERS:
@@ -352,10 +353,10 @@ def _():
         assert got.shape == x.shape and got.isfinite().all(), layer
     lstm, x = nn.LSTM(2, 2), torch.rand(3, 1, 2)
     assert one_layer(lstm, x, torch.rand(3, 1, 2)).shape == x.shape
-    net = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 1))
+    net = nn.Sequential(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(4, 1))
     per_layer = InnvestigateModel(net)
     per_layer.innvestigate(torch.tensor([[1, 3]]), rel_for_class=0)
-    at_embedding = per_layer.get_r_values_per_layer()[1]
+    at_embedding = per_layer.get_r_values_per_layer()[-1]
     assert at_embedding.shape == (1, 2, 2) and at_embedding.abs().sum() > 0
 
 
