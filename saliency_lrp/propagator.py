@@ -697,10 +697,12 @@ class Trace:
             raise unknown_name("module (of those that ran)", name, self.calls)
         if not -len(calls) <= call < len(calls):
             raise InputError(f"module {name!r} ran {len(calls)} times; there is no call {call}")
-        if which == "output" and name in self._interceptor.folds:
-            # a layer and the batch norm folded into it are one site: its output is the batch norm's
-            calls = self.calls.get(self._interceptor.folds[name], calls)
-        found = calls[call].outputs if which == "output" else calls[call].inputs
+        folds = self._interceptor.folds
+        # a layer and the batch norm folded into it are one site: between them is what is at the batch norm's output
+        if which == "output" and name in folds:
+            calls = self.calls.get(folds[name], calls)
+        between = which == "input" and name in folds.values()
+        found = calls[call].outputs if which == "output" or between else calls[call].inputs
         if not found:
             raise InputError(
                 f"no {which} of module {name!r} depends on the model's input, so it has no relevance"
