@@ -148,6 +148,11 @@ class Composite:
                 return rule
         raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
 
+    @property
+    def needs_preactivation(self) -> bool:
+        """Whether a rule looks at what went into an activation."""
+        return any(rule.needs_preactivation for _, rule in (*self.rows, *self.base))
+
     def __or__(self, override: Composite) -> Composite:
         return Composite(override.rows + self.rows, self.base, f"{self.name} | {override.name}")
 
@@ -261,34 +266,45 @@ def cp_lrp(epsilon: float = 1e-9) -> Composite:
 
 
 @_composite("epsilon_plus")
-def epsilon_plus(epsilon: float = 1e-6) -> Composite:
+def epsilon_plus(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
     """z⁺ on convolutions, ε on dense layers (zennit's EpsilonPlus)."""
-    return convolution_and_dense("epsilon_plus", r.ZPlus(), r.Epsilon(epsilon))
+    return convolution_and_dense("epsilon_plus", r.ZPlus(bias=bias), r.Epsilon(epsilon, bias=bias))
 
 
 @_composite("epsilon_plus_flat")
-def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
+def epsilon_plus_flat(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
     """Like epsilon_plus, flat on the first layer (zennit's EpsilonPlusFlat)."""
-    return convolution_and_dense("epsilon_plus_flat", r.ZPlus(), r.Epsilon(epsilon), (first(), r.Flat()))
+    return convolution_and_dense(
+        "epsilon_plus_flat", r.ZPlus(bias=bias), r.Epsilon(epsilon, bias=bias), (first(), r.Flat())
+    )
 
 
 @_composite("epsilon_alpha2_beta1")
-def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
+def epsilon_alpha2_beta1(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
     """αβ with α = 2, β = 1 on convolutions, ε on dense layers."""
-    return convolution_and_dense("epsilon_alpha2_beta1", r.AlphaBeta(2, 1), r.Epsilon(epsilon))
+    return convolution_and_dense(
+        "epsilon_alpha2_beta1", r.AlphaBeta(2, 1, bias=bias), r.Epsilon(epsilon, bias=bias)
+    )
 
 
 @_composite("epsilon_alpha2_beta1_flat")
-def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Composite:
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
     """Like epsilon_alpha2_beta1, flat on the first layer."""
     return convolution_and_dense(
-        "epsilon_alpha2_beta1_flat", r.AlphaBeta(2, 1), r.Epsilon(epsilon), (first(), r.Flat())
+        "epsilon_alpha2_beta1_flat",
+        r.AlphaBeta(2, 1, bias=bias),
+        r.Epsilon(epsilon, bias=bias),
+        (first(), r.Flat()),
     )
 
 
 @_composite("epsilon_gamma_box")
 def epsilon_gamma_box(
-    low: float | Tensor = -3.0, high: float | Tensor = 3.0, gamma: float = 0.25, epsilon: float = 1e-6
+    low: float | Tensor = -3.0,
+    high: float | Tensor = 3.0,
+    gamma: float = 0.25,
+    epsilon: float = 1e-6,
+    bias: str = "keep",
 ) -> Composite:
     """Generalised γ on convolutions, ε on dense layers, z^B on the first convolution (zennit's EpsilonGammaBox).
 
@@ -296,16 +312,16 @@ def epsilon_gamma_box(
     """
     return convolution_and_dense(
         "epsilon_gamma_box",
-        r.GeneralizedGamma(gamma),
-        r.Epsilon(epsilon),
+        r.GeneralizedGamma(gamma, bias=bias),
+        r.Epsilon(epsilon, bias=bias),
         ((first(), family("convolution")), r.ZBox(low, high)),
     )
 
 
 @_composite("excitation_backprop")
-def excitation_backprop() -> Composite:
+def excitation_backprop(bias: str = "keep") -> Composite:
     """z⁺ on every linear site, gradient at activations (Zhang et al. 2018)."""
-    rows = [(family("convolution", "dense"), r.ZPlus()), (kind("activation"), r.ExcitationBackprop())]
+    rows = [(family("convolution", "dense"), r.ZPlus(bias=bias)), (kind("activation"), r.ExcitationBackprop())]
     return Composite(rows, defaults(1e-6), "excitation_backprop")
 
 
@@ -321,6 +337,7 @@ def gradient_with(name: str, relu: Rule | None) -> Composite:
 register("gradient", lambda: gradient_with("gradient", None))
 register("deconvnet", lambda: gradient_with("deconvnet", r.DeconvNet()))
 register("guided_backprop", lambda: gradient_with("guided_backprop", r.GuidedBackprop()))
+register("beta_smooth", lambda beta=10.0: gradient_with("beta_smooth", r.BetaSmooth(beta)))
 
 
 @_composite("e_rule")

@@ -111,6 +111,8 @@ class Rule:
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset()
+    #: whether activations must keep their input for this rule, also where their output tells the gradient
+    needs_preactivation: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -343,6 +345,38 @@ class AlphaBeta(_LinearRule):
             )
 
 
+class AlphaBetaX(_LinearRule):
+    """iNNvestigate's AlphaBetaX: the four sign combinations of input and weight, each divided by its own sum.
+
+    ``R = α₀ P(a⁺w⁺) + α₁ P(a⁻w⁻) − β₀ P(a⁺w⁻) − β₁ P(a⁻w⁺)`` with ``P(aw)_i = Σ_j (aw)_ij R_j / s(Σ_i (aw)_ij)``.
+    The original multiplies the second term by β₁ instead of α₁; that is not reproduced.
+
+    Parameters
+    ----------
+    alpha, beta : pair of float
+        The factors (α₀, α₁) and (β₀, β₁).
+    """
+
+    def __init__(
+        self, alpha: tuple[float, float] = (0.5, 0.5), beta: tuple[float, float] = (0.5, 0.5), epsilon: float = 1e-6
+    ) -> None:
+        super().__init__(epsilon, "zero")
+        self.alpha = tuple(map(float, alpha))
+        self.beta = tuple(map(float, beta))
+
+    def parts(self, site: Any) -> Iterator[Part]:
+        a, w = site.input, site.weight
+        quadrants = (
+            (self.alpha[0], positive(a), positive(w)),
+            (self.alpha[1], negative(a), negative(w)),
+            (-self.beta[0], positive(a), negative(w)),
+            (-self.beta[1], negative(a), positive(w)),
+        )
+        for share, part_of_a, part_of_w in quadrants:
+            if share:
+                yield Part([(part_of_a, part_of_w)], share=share)
+
+
 class WSquare(_LinearRule):
     """LRP-w²: ``R_i = Σ_j w²_ij R_j / s(Σ_i w²_ij)`` (Montavon et al. 2017), for unbounded real inputs.
 
@@ -472,23 +506,35 @@ class Beta(_LinearRule):
         return torch.where(other == 0, alone, factor)
 
 
-class PassBatchNorm(Rule):
-    """A batch norm passes relevance unchanged; the linear layer it follows takes the rule ``then``.
+class SplitBatchNorm(Rule):
+    """A batch norm takes the rule ``rule`` by itself, the linear layer it follows the rule ``then``.
 
-    The convention of Pytorch-LRP and TensorWatch. A batch norm is not one-to-one in value, so that folding it into
-    the layer (what happens without this rule) is the better choice; see ``docs/differences.md``.
+    Without it they are one layer, folded. A batch norm is not one-to-one in value, so that folding is the better
+    choice; this is for the numbers of peers that do not fold (captum: ε on both; see ``docs/differences.md``).
     """
 
     kinds = frozenset({"linear"})
 
-    def __init__(self, then: Rule) -> None:
+    def __init__(self, rule: Rule, then: Rule) -> None:
+        self.rule = rule
         self.then = then
 
     def applies_to(self, site: Any) -> bool:
         return site.kind == "linear" and site.batch_norm is not None
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return site.below_batch_norm(self.then, R)
+        (R_norm,) = self.rule.relevance(site.batch_norm_alone(), R)
+        return site.below_batch_norm(self.then, R_norm)
+
+
+class PassBatchNorm(SplitBatchNorm):
+    """A batch norm passes relevance unchanged; the linear layer it follows takes the rule ``then``.
+
+    The convention of Pytorch-LRP and TensorWatch, and of zennit without its canonizers.
+    """
+
+    def __init__(self, then: Rule) -> None:
+        super().__init__(Pass(), then)
 
 
 class BatchNormReverse(Rule):
@@ -613,6 +659,27 @@ class GuidedBackprop(Rule):
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return (positive(R) * (site.output > 0),)
+
+
+class BetaSmooth(Rule):
+    """The gradient of the softplus that replaces a ReLU: ``R_in = R · sigmoid(β z)`` (Dombrowski et al. 2019).
+
+    A trace keeps what went into its ReLUs only if a composite with this rule was chosen before the forward pass.
+    """
+
+    kinds = frozenset({"activation"})
+    needs_preactivation = True
+
+    def __init__(self, beta: float = 10.0) -> None:
+        self.beta = beta
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        if site.from_output:
+            raise InputError(
+                f"BetaSmooth needs what went into {site.describe()}, which was not kept; choose the composite before the "
+                'forward pass: RelevancePropagator(model, "beta_smooth").trace(...)'
+            )
+        return (R * torch.sigmoid(self.beta * site.input),)
 
 
 class ExcitationBackprop(Gradient):

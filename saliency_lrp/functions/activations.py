@@ -30,7 +30,7 @@ class ActivationSite(Site):
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
-        self.from_output = self.op in FROM_OUTPUT
+        self.from_output = self.op in FROM_OUTPUT and not self.binding.composite.needs_preactivation
 
     @property
     def keeps_inputs(self) -> bool:  # type: ignore[override]

@@ -104,6 +104,11 @@ class LinearSite(Site):
         z = self.forward(self.input, working(self.own_weight))
         return z if self.own_bias is None else z + self.as_output(working(self.own_bias))
 
+    def batch_norm_alone(self) -> Diagonal:
+        """The batch norm as a site of its own, as if it had not been folded."""
+        assert self.batch_norm is not None
+        return Diagonal.apart(self, self.batch_norm)
+
     def below_batch_norm(self, rule: Rule, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of the input, by ``rule`` on the linear layer alone, from that of the layer's output."""
         batch_norm, result = self.batch_norm, self.result
@@ -344,6 +349,19 @@ class Diagonal(LinearSite):
         if self.result is None:
             self.result = self.own.apply(self.input, self.channel_axis)
         return working(self.result)
+
+    @classmethod
+    def apart(cls, site: LinearSite, affine: Affine) -> Diagonal:
+        """The batch norm of a folded site."""
+        alone = object.__new__(cls)
+        alone.__dict__.update(site.__dict__)
+        alone.own, alone.own_weight, alone.own_bias = affine, affine.scale, affine.merged_bias(None)
+        alone.saved, alone.result = [site.batch_norm_input()], site.output
+        alone.nonnegative = False
+        return alone
+
+    def batch_norm_alone(self) -> Diagonal:
+        return self
 
     def batch_norm_input(self) -> Tensor:
         return self.input
