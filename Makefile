@@ -19,7 +19,8 @@ help:            ## show this list
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "saliency_lrp needs CPython >= 3.10; $(PYTHON) is older. Name one: make PYTHON=python3.11 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "no virtual environment could be made (Debian: apt-get install python3-venv)" >&2; exit 1; }
 
 $(VENV)/.runtime: $(VENV)/pyvenv.cfg setup.py pyproject.toml constraints.txt
 	@echo 'installing saliency_lrp into $(VENV): minutes the first time, nothing after that'
