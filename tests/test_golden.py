@@ -440,9 +440,9 @@ def zennit_composite(case: dict) -> Composite:
     if name == "excitation_backprop":
         return composites.get(name, bias=bias)
     made = {
-        "epsilon_gamma_box": lambda: composites.get("epsilon_gamma_box", low=-3.0, high=3.0),
+        "epsilon_gamma_box": lambda: composites.get("epsilon_gamma_box", low=-1.0, high=1.0),
         "epsilon_gamma_box_eps0.01_gamma0.5": lambda: composites.get(
-            "epsilon_gamma_box", low=-3.0, high=3.0, epsilon=0.01, gamma=0.5
+            "epsilon_gamma_box", low=-1.0, high=1.0, epsilon=0.01, gamma=0.5
         ),
         "layer_map_epsilon": lambda: zennit_epsilon(1e-6),
         "layer_map_epsilon_0.1": lambda: zennit_epsilon(0.1),
@@ -456,7 +456,9 @@ def zennit_epsilon(epsilon: float) -> Composite:
 
 
 def name_map_mixed() -> Composite:
-    raise NotImplementedError
+    """The map by layer name of the zennit family; w² keeps the bias there."""
+    by_name = {"c1": rules.WSquare(bias="keep"), "c2": rules.GeneralizedGamma(0.5), "c3": rules.ZPlus()}
+    return zennit_epsilon(1e-6) | Composite(list(by_name.items()))
 
 
 def batch_norm_passes(composite: Composite) -> Composite:
@@ -496,7 +498,7 @@ def captum_composite(case: dict) -> Composite:
         "gamma_0.25": g, "gamma_1": rules.Gamma(1.0, eps), "gamma_0.25_zerobias": rules.Gamma(0.25, eps, "zero"),
     }  # fmt: skip
     if case["rules"] == "mixed_gamma_conv_epsilon_dense":
-        convolution, dense = g, e
+        convolution, dense = g, rules.Epsilon(1e-6)
     else:
         convolution = dense = one[case["rules"]]
     of_batch_norm = rules.Pass() if case["rules"] == "bn_identity" else e
