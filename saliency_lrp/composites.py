@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import rules as r
 from .errors import InputError, unknown_name
-from .rules import Rule
+from .rules import BiasMode, Rule
 
 Selector = type | str | Callable[[Any], bool] | tuple
 Row = tuple[Selector, Rule]
@@ -241,7 +241,7 @@ def convolution_and_dense(
 
 
 @_composite("epsilon")
-def epsilon(epsilon: float = 1e-9, bias: str = "keep") -> Composite:
+def epsilon(epsilon: float = 1e-9, bias: BiasMode = "keep") -> Composite:
     """LRP-ε on every linear site, AttnLRP in attention."""
     return Composite([(kind("linear"), r.Epsilon(epsilon, bias=bias))], name="epsilon")
 
@@ -266,13 +266,13 @@ def cp_lrp(epsilon: float = 1e-9) -> Composite:
 
 
 @_composite("epsilon_plus")
-def epsilon_plus(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
+def epsilon_plus(epsilon: float = 1e-6, bias: BiasMode = "keep") -> Composite:
     """z⁺ on convolutions, ε on dense layers (zennit's EpsilonPlus)."""
     return convolution_and_dense("epsilon_plus", r.ZPlus(bias=bias), r.Epsilon(epsilon, bias=bias))
 
 
 @_composite("epsilon_plus_flat")
-def epsilon_plus_flat(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
+def epsilon_plus_flat(epsilon: float = 1e-6, bias: BiasMode = "keep") -> Composite:
     """Like epsilon_plus, flat on the first layer (zennit's EpsilonPlusFlat)."""
     return convolution_and_dense(
         "epsilon_plus_flat", r.ZPlus(bias=bias), r.Epsilon(epsilon, bias=bias), (first(), r.Flat())
@@ -280,7 +280,7 @@ def epsilon_plus_flat(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
 
 
 @_composite("epsilon_alpha2_beta1")
-def epsilon_alpha2_beta1(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
+def epsilon_alpha2_beta1(epsilon: float = 1e-6, bias: BiasMode = "keep") -> Composite:
     """αβ with α = 2, β = 1 on convolutions, ε on dense layers."""
     return convolution_and_dense(
         "epsilon_alpha2_beta1", r.AlphaBeta(2, 1, bias=bias), r.Epsilon(epsilon, bias=bias)
@@ -288,7 +288,7 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6, bias: str = "keep") -> Composite
 
 
 @_composite("epsilon_alpha2_beta1_flat")
-def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, bias: str = "keep") -> Composite:
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, bias: BiasMode = "keep") -> Composite:
     """Like epsilon_alpha2_beta1, flat on the first layer."""
     return convolution_and_dense(
         "epsilon_alpha2_beta1_flat",
@@ -304,7 +304,7 @@ def epsilon_gamma_box(
     high: float | Tensor = 3.0,
     gamma: float = 0.25,
     epsilon: float = 1e-6,
-    bias: str = "keep",
+    bias: BiasMode = "keep",
 ) -> Composite:
     """Generalised γ on convolutions, ε on dense layers, z^B on the first convolution (zennit's EpsilonGammaBox).
 
@@ -319,7 +319,7 @@ def epsilon_gamma_box(
 
 
 @_composite("excitation_backprop")
-def excitation_backprop(bias: str = "keep") -> Composite:
+def excitation_backprop(bias: BiasMode = "keep") -> Composite:
     """z⁺ on every linear site, gradient at activations (Zhang et al. 2018)."""
     rows = [(family("convolution", "dense"), r.ZPlus(bias=bias)), (kind("activation"), r.ExcitationBackprop())]
     return Composite(rows, defaults(1e-6), "excitation_backprop")
@@ -362,17 +362,20 @@ def b_rule(beta: float = 0.5, epsilon: float = 1e-6) -> Composite:
 
 # ---------------------------------------------------------------- iNNvestigate's analyzers, by their names
 
+def _mode(bias: bool) -> BiasMode:
+    """iNNvestigate's option ``bias`` as a bias mode."""
+    return "keep" if bias else "zero"
+
+
 #: rule of the one-rule analyzers; ``_IB`` ignores the bias
 INNVESTIGATE: dict[str, Callable[..., Rule]] = {
-    "lrp.z": lambda: r.Epsilon(1e-12),
+    "lrp.z": lambda bias=True: r.Epsilon(1e-12, bias=_mode(bias)),
     "lrp.z_IB": lambda: r.Epsilon(1e-12, bias="zero"),
-    "lrp.epsilon": lambda epsilon=1e-7: r.Epsilon(epsilon),
+    "lrp.epsilon": lambda epsilon=1e-7, bias=True: r.Epsilon(epsilon, bias=_mode(bias)),
     "lrp.epsilon_IB": lambda epsilon=1e-7: r.Epsilon(epsilon, bias="zero"),
     "lrp.w_square": lambda: r.WSquare(1e-12),
     "lrp.flat": lambda: r.Flat(1e-12),
-    "lrp.alpha_beta": lambda alpha=2, beta=1, bias=True: r.AlphaBeta(
-        alpha, beta, 1e-12, "keep" if bias else "zero"
-    ),
+    "lrp.alpha_beta": lambda alpha=2, beta=1, bias=True: r.AlphaBeta(alpha, beta, 1e-12, _mode(bias)),
     "lrp.alpha_2_beta_1": lambda: r.AlphaBeta(2, 1, 1e-12),
     "lrp.alpha_2_beta_1_IB": lambda: r.AlphaBeta(2, 1, 1e-12, "zero"),
     "lrp.alpha_1_beta_0": lambda: r.AlphaBeta(1, 0, 1e-12),
@@ -423,6 +426,9 @@ def deep_taylor_bounded(low: float | Tensor = -1.0, high: float | Tensor = 1.0) 
     """Like deep_taylor, z^B on the first layer, for inputs in [low, high]."""
     rows = [(first(), r.ZBox(low, high, 1e-12)), (kind("linear"), r.ZPlus(1e-12, "zero"))]
     return Composite(rows, defaults(1e-12), "deep_taylor_bounded")
+
+
+register("deep_taylor.bounded", COMPOSITES["deep_taylor_bounded"])  # iNNvestigate's spelling
 
 
 @_composite("auto")
