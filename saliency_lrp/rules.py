@@ -584,27 +584,51 @@ class Norm(Rule):
     """In proportion to contributions: ``R_i = a_i · [Jᵀ (R / s(z))]_i`` with J the site's linear part.
 
     Serves sums, means, pooling, interpolation and normalisations (whose statistics count as constants), and is LRP-ε
-    on linear sites. A constant operand acts as a bias and absorbs its share.
+    on linear sites.
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser.
+    relative : bool
+        Measure ``epsilon`` in units of rms(z) of the sample.
+    bias : {"keep", "distribute"}
+        ``"keep"``: a constant operand acts as a bias; it and ε absorb their share. ``"distribute"``: that share is
+        spread evenly over the inputs, on sums of real tensors (other sites then take the next rule of the composite).
     """
 
     kinds = frozenset({"sum", "normalisation", "linear", "matmul", "unknown"})
 
-    def __init__(self, epsilon: float = 1e-12, relative: bool = False) -> None:
+    def __init__(self, epsilon: float = 1e-12, relative: bool = False, bias: BiasMode = "keep") -> None:
+        if bias not in ("keep", "distribute"):
+            raise unknown_name("bias mode of Norm", bias, ("keep", "distribute"))
         self.epsilon = epsilon
         self.relative = relative
+        self.bias = bias
+
+    def applies_to(self, site: Any) -> bool:
+        return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         c = divide(R, site.output, self.epsilon, self.relative)
-        if site.account and not c.is_complex():
-            z = working(site.output)
-            width = stabilizer_width(z, self.epsilon, self.relative)
-            site.absorb(epsilon=torch.where(z < 0, -c, c) * width)
+        spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
         # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
         grads = site.vjp(c.conj() if c.is_complex() else c)
         return tuple(
-            None if g is None else working(a) * (g.conj() if g.is_complex() else g)
-            for a, g in zip(site.inputs, grads, strict=True)
+            None if g is None else working(a) * (g.conj() if g.is_complex() else g) + share
+            for a, g, share in zip(site.inputs, grads, spread or (0.0,) * len(grads), strict=True)
         )
+
+    def taken(self, site: Any, c: Tensor) -> tuple[Tensor, ...] | None:
+        """What stabiliser and constants take: each input's part of it, or None where it is absorbed (and noted)."""
+        z = working(site.output)
+        by_epsilon = torch.where(z < 0, -c, c) * stabilizer_width(z, self.epsilon, self.relative)
+        if self.bias == "distribute":
+            parts = site.spread(by_epsilon + c * site.constant_part())
+            if parts is not None:
+                return parts
+        site.absorb(epsilon=by_epsilon)
+        return None
 
 
 class Taylor(Norm):
@@ -627,7 +651,9 @@ class Stop(Rule):
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         if site.account:
-            site.absorb(rule=R)
+            for r in R if isinstance(R, tuple) else (R,):
+                if r is not None:
+                    site.absorb(rule=r)
         return (None,) * site.arity
 
 
@@ -676,8 +702,8 @@ class BetaSmooth(Rule):
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         if site.from_output:
             raise InputError(
-                f"BetaSmooth needs what went into {site.describe()}, which was not kept; choose the composite before the "
-                'forward pass: RelevancePropagator(model, "beta_smooth").trace(...)'
+                f"BetaSmooth needs what went into {site.describe()}, which was not kept; choose the composite "
+                'before the forward pass: RelevancePropagator(model, "beta_smooth").trace(...)'
             )
         return (R * torch.sigmoid(self.beta * site.input),)
 
@@ -738,6 +764,15 @@ class SoftmaxTaylor(Rule):
         if site.account:
             site.absorb(rule=R.sum() - R_in.sum())
         return (R_in,)
+
+
+class Unrolled(Rule):
+    """A fused call (LSTM, GRU, ...) takes its steps one by one; each is a site with a rule of its own."""
+
+    kinds = frozenset({"recurrent"})
+
+    def relevance(self, site: Any, R: Any) -> tuple[Tensor | None, ...]:
+        return site.through_steps(R)
 
 
 class _AttentionRule(Rule):

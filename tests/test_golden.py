@@ -61,7 +61,8 @@ both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "floa
 def method_of(case: dict) -> dict:
     rule = case["rule"]
     method = rule["method"] if rule["method"] in ("e-rule", "b-rule") else "e-rule"
-    return {"method": method, "lrp_exponent": rule.get("p", 1), "beta": rule.get("beta", 0.5), "epsilon": rule.get("eps", 1e-6)}  # fmt: skip
+    numbers = {"lrp_exponent": rule.get("p", 1), "beta": rule.get("beta", 0.5), "epsilon": rule.get("eps", 1e-6)}
+    return {"method": method, **numbers}
 
 
 def through_one_layer(layer: nn.Module, x: Tensor, R: Tensor, how: dict) -> Tensor:
@@ -267,7 +268,7 @@ def lrp_class(rule: str, bn_layer_rule: str | None = "Z", input_layer_rule: obje
 
 #: authors' class names of the older references
 CLASSES = {
-    "LRPZ": "lrp.z", "LRPZIgnoreBias": "lrp.z_IB", "LRPEpsilon": "lrp.epsilon", "LRPEpsilonIgnoreBias": "lrp.epsilon",
+    "LRPZ": "lrp.z", "LRPZIgnoreBias": "lrp.z", "LRPEpsilon": "lrp.epsilon", "LRPEpsilonIgnoreBias": "lrp.epsilon",
     "LRPWSquare": "lrp.w_square", "LRPFlat": "lrp.flat", "LRPAlpha1Beta0": "lrp.alpha_1_beta_0",
     "LRPAlpha1Beta0IgnoreBias": "lrp.alpha_1_beta_0_IB", "LRPAlpha2Beta1": "lrp.alpha_2_beta_1",
     "LRPAlpha2Beta1IgnoreBias": "lrp.alpha_2_beta_1_IB", "LRPZPlus": "lrp.z_plus", "LRPZPlusFast": "lrp.z_plus_fast",
