@@ -109,6 +109,7 @@ def defaults(epsilon: float = 1e-12) -> list[Row]:
         ((kind("softmax"), at_output()), r.Pass()),
         (kind("softmax"), r.SoftmaxTaylor()),
         (kind("attention"), r.AttentionAttnLRP(epsilon)),
+        (kind("recurrent"), r.Unrolled()),
         (kind("unknown"), r.Taylor(epsilon)),
     ]
 
@@ -263,6 +264,26 @@ def cp_lrp(epsilon: float = 1e-9) -> Composite:
         (kind("attention"), r.AttentionCPLRP()),
     ]
     return Composite(rows, name="cp_lrp")
+
+
+@_composite("lrp_lstm")
+@_composite("arras")
+def arras(epsilon: float = 0.001, bias_factor: float = 0.0) -> Composite:
+    """LRP for LSTMs (Arras et al. 2017, 2019): ε on linear maps and on the sums in cells, gates get nothing.
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser, absolute.
+    bias_factor : {0.0, 1.0}
+        1 spreads the share of biases and of ε evenly over the inputs, so that relevance is conserved exactly; with 0
+        it is absorbed.
+    """
+    if bias_factor not in (0, 1):
+        raise InputError(f"bias_factor must be 0.0 (absorb) or 1.0 (spread over the inputs), got {bias_factor!r}")
+    bias = "distribute" if bias_factor else "keep"
+    rows = [(kind("linear"), r.Epsilon(epsilon, bias=bias)), (kind("sum"), r.Norm(epsilon, bias=bias))]
+    return Composite(rows, name="arras")
 
 
 @_composite("epsilon_plus")

@@ -51,15 +51,17 @@ class Account:
             id(site), {"site": site, "arrived": [], "left": [], "bias": [], "epsilon": [], "rule": []}
         )
 
-    def add(self, site: Any, R: Tensor, R_in: tuple[Tensor | None, ...]) -> None:
-        """Relevance that arrived at a site and that left it."""
+    def add(self, site: Any, R: Any, R_in: tuple[Tensor | None, ...]) -> None:
+        """Relevance that arrived at a site (a tuple where it has several outputs) and that left it."""
+        if site.parent is not None:
+            return  # a step of a fused call, which has a row of its own
         entry = self._entry(site)
-        entry["arrived"].append(total(R))
+        entry["arrived"].extend(total(r) for r in (R if isinstance(R, tuple) else (R,)) if r is not None)
         entry["left"].extend(total(r) for r in R_in if r is not None)
 
     def absorb(self, site: Any, amounts: dict[str, Tensor]) -> None:
-        """Relevance that bias, stabiliser or rule took at a site."""
-        entry = self._entry(site)
+        """Relevance that bias, stabiliser or rule took at a site, or at a step of it."""
+        entry = self._entry(site if site.parent is None else site.parent)
         for sink, amount in amounts.items():
             entry[sink].append(total(amount))
 

@@ -1,6 +1,18 @@
 """How each kind of torch function hands relevance back: one file per kind, one table for all (see README.md)."""
 
-from . import activations, attention, linear, normalisation, opened, products, routing, softmax, sums, unknown
+from . import (
+    activations,
+    attention,
+    linear,
+    normalisation,
+    opened,
+    products,
+    recurrent,
+    routing,
+    softmax,
+    sums,
+    unknown,
+)
 from .registry import HANDLERS, KINDS, handles, register
 
 __all__ = ["HANDLERS", "KINDS", "handles", "register"]

@@ -14,33 +14,57 @@ from .site import Site
 class DecomposedSite(Site):
     """A call whose relevance is that of an equivalent piece of torch code, ``expand``.
 
-    The forward value is the original call's; the backward pass runs ``expand`` on the saved inputs with interception
-    on, so that its steps become sites (bound to rules like any other), and sends the relevance through them.
+    The forward value is the original call's. In the backward pass the rule ``Unrolled`` runs ``expand`` with
+    interception on, so that its steps become sites (bound to rules like any other), and sends the relevance of all
+    outputs through them.
     """
 
     keeps_output = False
 
-    def expand(self, *inputs: Tensor) -> Any:
+    def expand(self, *operands: Tensor) -> Any:
         """The same computation in torch code; returns as many tensors as the original."""
         raise NotImplementedError
 
-    def propagate(self, R: Any) -> tuple[Tensor | None, ...]:
-        assert self.binding.intercept is not None
+    def every_operand(self) -> list[Tensor]:
+        """What ``expand`` is given: the activations, and constants that relevance ends at (an initial state)."""
+        return list(self.inputs)
+
+    def active_operands(self) -> list[int | None]:
+        """For each operand, which activation it is; None for a constant."""
+        return list(range(self.arity))
+
+    def through_steps(self, R: Any) -> tuple[Tensor | None, ...]:
+        """Relevance of each input from that of the outputs (a tensor, or a tuple with None where there is none)."""
         interceptor = self.binding.intercept(self)
         with torch.inference_mode(False), torch.enable_grad():
-            leaves = [t.detach().requires_grad_(True) for t in self.inputs]
+            leaves = [t.detach().requires_grad_(True) for t in self.every_operand()]
             carried = [interceptor.tag(leaf.clone(), Tag(interceptor.token)) for leaf in leaves]
             with interceptor:
                 outputs = self.expand(*carried)
+        return self.backward_through(outputs, R, leaves)
+
+    def gradient(self, c: Any) -> tuple[Tensor | None, ...]:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [t.detach().requires_grad_(True) for t in self.every_operand()]
+            outputs = self.expand(*leaves)
+        return self.backward_through(outputs, c, leaves)
+
+    def backward_through(self, outputs: Any, R: Any, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """Vector-Jacobian product, one tensor per activation."""
         pairs = [
             (out, r)
             for out, r in zip(_as_tuple(outputs), _as_tuple(R), strict=True)
             if r is not None and out.requires_grad
         ]
+        found: list[Tensor | None] = [None] * self.arity
         if not pairs:
-            return (None,) * self.arity
+            return tuple(found)
         outs, seeds = zip(*pairs, strict=True)
-        return torch.autograd.grad(outs, leaves, seeds, allow_unused=True)
+        values = torch.autograd.grad(outs, leaves, seeds, allow_unused=True)
+        for k, value in zip(self.active_operands(), values, strict=True):
+            if k is not None and value is not None:
+                found[k] = value if found[k] is None else found[k] + value
+        return tuple(found)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

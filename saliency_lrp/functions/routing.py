@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from .call import Call
 from .registry import kind
@@ -24,6 +27,7 @@ from .registry import kind
     *"diagonal_scatter fill zero where tril triu diag diagonal diag_embed diagflat unfold im2col repeat".split(),
     *"repeat_interleave tile flip fliplr flipud roll rot90 pad constant_pad_nd channel_shuffle pixel_shuffle".split(),
     *"pixel_unshuffle native_channel_shuffle __iter__ __reversed__ to_dense".split(),
+    *"_pack_padded_sequence _pad_packed_sequence pad_sequence".split(),
     # type and device
     *"to type float double half bfloat16 type_as cuda cpu to_mkldnn".split(),
     # the winner takes all
@@ -37,7 +41,23 @@ from .registry import kind
     "logsumexp",
 )
 def routing(call: Call) -> Any:
-    return call.interceptor.tag_routed(call, call.native())
+    out = call.native()
+    if call.interceptor.single_views and call.name in MULTIPLE_VIEWS:
+        out = one_by_one(call, out)
+    return call.interceptor.tag_routed(call, out)
+
+
+#: Functions that return several views of one tensor.
+MULTIPLE_VIEWS = frozenset(
+    "chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind".split()
+)
+
+
+def one_by_one(call: Call, views: Any) -> Sequence[Tensor]:
+    """The same views, each made by a call of its own: autograd forbids writing into those of one call."""
+    x = call.activations[0]
+    made = [x.as_strided(v.shape, v.stride(), v.storage_offset()) for v in views]
+    return tuple(made) if isinstance(views, tuple) else made
 
 
 @kind(

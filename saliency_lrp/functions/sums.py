@@ -18,6 +18,15 @@ class SumSite(Site):
 
     kind = "sum"
 
+    def constant_part(self) -> Tensor | float:
+        """What the constant operands add to the output."""
+        with torch.no_grad():
+            return working(self.call([torch.zeros_like(a) for a in self.inputs]))
+
+    def spread(self, amount: Tensor) -> tuple[Tensor, ...] | None:
+        """Relevance of each output, spread evenly over the inputs it is made of; None where it cannot be told."""
+        return None
+
 
 class AddSite(SumSite):
     """``x + alpha · y`` of two activations, in closed form: no second run for the transposed Jacobian."""
@@ -34,6 +43,12 @@ class AddSite(SumSite):
 
     gradient = vjp
 
+    def constant_part(self) -> float:
+        return 0.0
+
+    def spread(self, amount: Tensor) -> tuple[Tensor, ...]:
+        return tuple((amount / 2).sum_to_size(a.shape) for a in self.inputs)
+
 
 class ShiftSite(SumSite):
     """``x + constant``: the constant acts as a bias."""
@@ -42,6 +57,7 @@ class ShiftSite(SumSite):
         return (c.sum_to_size(self.saved[0].shape),)
 
     gradient = vjp
+    spread = vjp
 
 
 class CompleteSum(SumSite):
@@ -49,6 +65,21 @@ class CompleteSum(SumSite):
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(None if g is None else working(g) for g in self.gradient(c))
+
+    def spread(self, amount: Tensor) -> tuple[Tensor, ...] | None:
+        if self.op not in AVERAGES:
+            return None
+        with torch.no_grad():
+            fan_in = working(self.call([torch.ones_like(a) for a in self.inputs]))
+        share = torch.where(fan_in == 0, torch.zeros_like(amount), amount / fan_in)
+        return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(self.inputs, self.vjp(share), strict=True))
+
+
+#: Sums whose weights are the same, or add up to one, for every output.
+AVERAGES = frozenset(
+    "sum mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cumsum "
+    "interpolate upsample upsample_nearest upsample_bilinear".split()
+)
 
 
 #: Functions that add two operands: what each counts.

@@ -1,0 +1,321 @@
+"""Recurrent layers and cells: the original call forward, its steps one by one for relevance.
+
+A fused LSTM, GRU or RNN is one autograd node. In the backward pass its steps run again as the torch code below, with
+interception on, so that they become sites that rules are bound to:
+
+* The input and the hidden state of a step enter **one** linear site, ``[x, h] @ [W_ih, W_hh]ᵀ + b_ih + b_hh``, with
+  one denominator, as in Arras et al. 2017 and 2019. The signal (cell input, new state) and the gates are sites of
+  their own.
+* Gates are sigmoids, so that by default the signal they multiply takes all.
+* ``c = f · c' + i · g`` is a sum: in proportion to contributions (rule ``Norm``).
+* Initial states count as inputs. Where the model made them up (zeros), what reaches them ends there, and the account
+  shows it among the constants.
+
+Rules for a model's first layer (flat, w², z^B) are about pixels. A recurrent layer, whose linear map reads its own state
+too, never counts as such: it takes the composite's rule for dense layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ..rules import working
+from .call import Call
+from .decomposed import DecomposedSite
+from .linear import Dense, linear_node
+from .registry import handles
+from .site import Slot, fill
+from .sums import AddSite
+
+# ------------------------------------------------------------------------------------------------ steps of a cell
+
+
+class Weights(NamedTuple):
+    """One layer's weights in one direction, as torch stacks them; None where there is none."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+    w_hr: Tensor | None = None
+
+    def joint(self, gates: slice) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of some gates as one linear map of ``[x, h]``; ``gates`` in units of the hidden size."""
+        d = self.size
+        rows = slice(gates.start * d, gates.stop * d)
+        w = torch.cat([self.w_ih[rows], self.w_hh[rows]], 1)
+        if self.b_ih is None or self.b_hh is None:
+            return w, None
+        return w, self.b_ih[rows] + self.b_hh[rows]
+
+    @property
+    def size(self) -> int:
+        """The hidden size d."""
+        return (self.w_hh if self.w_hr is None else self.w_hr).shape[1]
+
+
+State = tuple[Tensor, ...]
+Step = Callable[[Tensor, State], State]
+
+
+def lstm_step(weights: Weights) -> Step:
+    """``c' = f · c + i · g``, ``h' = o · tanh(c')``, projected where there is a projection."""
+    (w_if, b_if), (w_g, b_g), (w_o, b_o) = (
+        weights.joint(rows) for rows in (slice(0, 2), slice(2, 3), slice(3, 4))
+    )
+    w_gates = torch.cat([w_if, w_o])
+    b_gates = None if b_if is None or b_o is None else torch.cat([b_if, b_o])
+
+    def step(x: Tensor, state: State) -> State:
+        h, c = state
+        xh = torch.cat([x, h], -1)
+        i, f, o = torch.sigmoid(F.linear(xh, w_gates, b_gates)).chunk(3, -1)
+        g = torch.tanh(F.linear(xh, w_g, b_g))
+        c = cell_sum(f * c, i * g)
+        h = o * torch.tanh(c)
+        return (h if weights.w_hr is None else F.linear(h, weights.w_hr)), c
+
+    return step
+
+
+def gru_step(weights: Weights) -> Step:
+    """``h' = (1 − z) · n + z · h`` with ``n = tanh(W x + b + r · (W' h + b'))``; the gates r and z are sigmoids."""
+    w_gates, b_gates = weights.joint(slice(0, 2))
+    w_n, _ = weights.joint(slice(2, 3))
+    d = weights.size
+    b_x, b_h = (None if b is None else b[2 * d :] for b in (weights.b_ih, weights.b_hh))
+
+    def step(x: Tensor, state: State) -> State:
+        (h,) = state
+        xh = torch.cat([x, h], -1)
+        r, z = torch.sigmoid(F.linear(xh, w_gates, b_gates)).chunk(2, -1)
+        n = torch.tanh(reset_linear(xh, r, w_n, b_x, b_h))
+        return (cell_sum((1 - z) * n, z * h),)
+
+    return step
+
+
+def rnn_step(activation: Callable[[Tensor], Tensor]) -> Callable[[Weights], Step]:
+    """``h' = activation(W x + b + W' h + b')``."""
+
+    def build(weights: Weights) -> Step:
+        w, b = weights.joint(slice(0, 1))
+        return lambda x, state: (activation(F.linear(torch.cat([x, state[0]], -1), w, b)),)
+
+    return build
+
+
+#: Name of the torch function -> its step; the cell's name is the same with ``_cell``.
+STEPS: dict[str, Callable[[Weights], Step]] = {
+    "lstm": lstm_step,
+    "gru": gru_step,
+    "rnn_tanh": rnn_step(torch.tanh),
+    "rnn_relu": rnn_step(torch.relu),
+}
+
+# ------------------------------------------------------------------------------------------------ sites inside a step
+
+
+def cell_sum(kept: Tensor, added: Tensor) -> Tensor:
+    """``kept + added``: what a cell keeps of its state and what it adds."""
+    if has_torch_function((kept, added)):
+        return handle_torch_function(cell_sum, (kept, added), kept, added)
+    return kept + added
+
+
+class CellSum(AddSite):
+    """The sum in a cell: a layer of d outputs and 2d inputs.
+
+    A share that is spread goes to all 2d of them, as from the identity-weight layer of Arras et al. 2017.
+    """
+
+    def spread(self, amount: Tensor) -> tuple[Tensor, Tensor]:
+        share = (amount.sum(-1, keepdim=True) / (2 * amount.shape[-1])).expand(amount.shape)
+        return share, share
+
+
+@handles(cell_sum)
+def cell_sum_site(call: Call) -> Any:
+    return call.node(CellSum(call, (1.0, 1.0)), list(call.args))
+
+
+def reset_linear(xh: Tensor, r: Tensor, weight: Tensor, b_x: Tensor | None, b_h: Tensor | None) -> Tensor:
+    """``W_x x + b_x + r · (W_h h + b_h)`` with ``xh = [x, h]`` and ``weight = [W_x, W_h]``: a GRU's new state."""
+    if has_torch_function((xh, r)):
+        return handle_torch_function(reset_linear, (xh, r), xh, r, weight, b_x, b_h)
+    h = r.shape[-1]
+    x_part, h_part = xh[..., :-h], xh[..., -h:]
+    return F.linear(x_part, weight[:, :-h], b_x) + r * F.linear(h_part, weight[:, -h:], b_h)
+
+
+class ResetLinear(Dense):
+    """A GRU's new state as one linear map of ``[x, h]``: the reset gate r is a factor of the weights of h.
+
+    As a gate it gets no relevance. Rules that change weights (γ, w², flat) change those of h before r scales them.
+    """
+
+    def __init__(self, call: Call) -> None:
+        _, r, weight, b_x, b_h = call.args
+        self.r = working(r.detach())
+        bias = None if b_x is None else b_x.detach() + r.detach() * b_h.detach()
+        super().__init__(call, weight, bias)
+
+    def forward(self, a: Tensor, w: Tensor) -> Tensor:
+        return reset_linear(a, self.r, w, None, None)
+
+    def transpose(self, c: Tensor, w: Tensor) -> Tensor:
+        d = self.r.shape[-1]
+        return torch.cat([c @ w[:, :-d], (c * self.r) @ w[:, -d:]], -1)
+
+    def as_output(self, b: Tensor) -> Tensor:
+        return b
+
+
+@handles(reset_linear)
+def reset_linear_site(call: Call) -> Any:
+    return linear_node(call, ResetLinear(call), call.args[0])
+
+
+# ------------------------------------------------------------------------------------------------ the fused call
+
+
+class RecurrentSite(DecomposedSite):
+    """A call of a recurrent function; its operands are the input and the initial states, constant or not."""
+
+    kind = "recurrent"
+
+    def __init__(self, call: Call, operands: Sequence[Tensor]) -> None:
+        super().__init__(call)
+        self.operands = [
+            next((Slot(k) for k, a in enumerate(call.activations) if a is t), None) or t.detach()
+            for t in operands
+        ]
+
+    def every_operand(self) -> list[Tensor]:
+        return fill(self.operands, list(self.inputs))
+
+    def active_operands(self) -> list[int | None]:
+        return [t.index if isinstance(t, Slot) else None for t in self.operands]
+
+
+class LayersSite(RecurrentSite):
+    """``nn.LSTM``, ``nn.GRU``, ``nn.RNN``: layers, directions, time; a padded batch or a packed one."""
+
+    #: Names of the arguments of torch.lstm, torch.gru, ...; packed calls have their own order.
+    NAMES: ClassVar[tuple[str, ...]] = tuple(
+        "input hx params has_biases num_layers dropout train bidirectional batch_first".split()
+    )
+    PACKED: ClassVar[tuple[str, ...]] = tuple(
+        "data batch_sizes hx params has_biases num_layers dropout train bidirectional".split()
+    )
+
+    def __init__(self, call: Call) -> None:
+        # only packed calls have the list of weights in the fourth place
+        packed = "batch_sizes" in call.kwargs or (
+            len(call.args) > 3 and isinstance(call.args[3], tuple | list)
+        )
+        names = self.PACKED if packed else self.NAMES
+        given = {name: call.arg(k, name) for k, name in enumerate(names)}
+        states = given["hx"]
+        signal = given["data" if packed else "input"]
+        super().__init__(call, [signal, *(states if isinstance(states, tuple | list) else (states,))])
+        self.batch_sizes = given["batch_sizes"].tolist() if packed else None
+        self.batch_first = bool(given.get("batch_first"))
+        self.directions = 2 if given["bidirectional"] else 1
+        params = [p.detach() for p in given["params"]]
+        biased = given["has_biases"]
+        per_cell = len(params) // (given["num_layers"] * self.directions)
+        self.weights = [
+            _weights(params[k : k + per_cell], biased) for k in range(0, len(params), per_cell)
+        ]
+        if given["train"] and given["dropout"]:
+            call.interceptor.note(f"{call.name} at {call.path!r}: its dropout was on; relevance ignores it")
+
+    def expand(self, *operands: Tensor) -> tuple[Tensor, ...]:
+        signal, *states = operands
+        sizes = self.batch_sizes
+        shape: tuple[int, ...] = ()
+        if sizes is None:
+            if self.batch_first:
+                signal = signal.transpose(0, 1)
+            shape = tuple(signal.shape[:2])
+            steps = list(signal.unbind(0))
+        else:
+            steps = list(signal.split(sizes))
+        finals: list[State] = []
+        for layer in range(0, len(self.weights), self.directions):
+            outputs = []
+            for direction in range(self.directions):
+                cell = layer + direction
+                step = STEPS[self.op](self.weights[cell])
+                made, final = run_direction(step, steps, tuple(s[cell] for s in states), direction == 1)
+                outputs.append(made)
+                finals.append(final)
+            steps = [torch.cat(o, -1) if len(o) > 1 else o[0] for o in zip(*outputs, strict=True)]
+        out = torch.stack(steps) if shape else torch.cat(steps)
+        out = out.transpose(0, 1) if self.batch_first else out
+        return (out, *(torch.stack(s) for s in zip(*finals, strict=True)))
+
+
+def _weights(params: Sequence[Tensor], biased: bool) -> Weights:
+    """The weights of one cell from torch's flat list: (w_ih, w_hh[, b_ih, b_hh][, w_hr])."""
+    n = 4 if biased else 2
+    return Weights(
+        *params[:n], **({"w_hr": params[n]} if len(params) > n else {})
+    )
+
+
+def run_direction(
+    step: Step, inputs: Sequence[Tensor], initial: State, backwards: bool
+) -> tuple[list[Tensor], State]:
+    """Outputs (in order of time) and final state of one layer in one direction.
+
+    Inputs of later times may have fewer rows, as in packed sequences: the last rows are the first to end.
+    """
+    rows = inputs[-1 if backwards else 0].shape[0]
+    state = tuple(s if s.shape[0] == rows else s[:rows] for s in initial)
+    ended: list[State] = []
+    outputs = []
+    for x in reversed(inputs) if backwards else inputs:
+        n = x.shape[0]
+        if n < rows:
+            ended.append(tuple(s[n:] for s in state))
+            state = tuple(s[:n] for s in state)
+        elif n > rows:
+            state = tuple(torch.cat([s, s0[rows:n]]) for s, s0 in zip(state, initial, strict=True))
+        rows = n
+        state = step(x, state)
+        outputs.append(state[0])
+    if ended:
+        state = tuple(torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True))
+    return (outputs[::-1] if backwards else outputs), state
+
+
+class CellSite(RecurrentSite):
+    """``nn.LSTMCell``, ``nn.GRUCell``, ``nn.RNNCell``: one step."""
+
+    def __init__(self, call: Call) -> None:
+        names = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
+        signal, states, *weights = (call.arg(k, name) for k, name in enumerate(names))
+        super().__init__(call, [signal, *(states if isinstance(states, tuple | list) else (states,))])
+        self.weights = Weights(*(None if w is None else w.detach() for w in weights))  # type: ignore[arg-type]
+
+    def expand(self, *operands: Tensor) -> tuple[Tensor, ...]:
+        signal, *states = operands
+        return STEPS[self.op.removesuffix("_cell")](self.weights)(signal, tuple(states))
+
+
+@handles(*STEPS)
+def recurrent_layers(call: Call) -> Any:
+    return call.node(LayersSite(call), nonnegative=call.name == "rnn_relu")
+
+
+@handles(*(f"{name}_cell" for name in STEPS))
+def recurrent_cell(call: Call) -> Any:
+    return call.node(CellSite(call), nonnegative=call.name == "rnn_relu_cell")
