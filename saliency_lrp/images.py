@@ -65,8 +65,8 @@ class RawImage:
         if count in (1, 3) and self.pixels.shape[2] in (1, 3, 4):
             return _to_channels(self.pixels, count)
         raise InputError(
-            f"the model takes {count} channels but the image has {self.pixels.shape[2]}: pass the tensor that "
-            "the model takes by input=, or build it by transform=."
+            f"the model takes {count} channels but the image has {self.pixels.shape[2]}: pass the "
+            "tensor that the model takes by input=, or build it by transform=."
         )
 
 
@@ -158,8 +158,8 @@ def _from_tensor(tensor: Tensor) -> np.ndarray:
         tensor = tensor[None]
     if tensor.ndim != 3:
         raise InputError(
-            f"an image tensor should be C x H x W or 1 x C x H x W, not {tuple(tensor.shape)}. For another kind "
-            "of data pass raw_input=None and the tensor by input=."
+            f"an image tensor should be C x H x W or 1 x C x H x W, not {tuple(tensor.shape)}. For another "
+            "kind of data pass raw_input=None and the tensor by input=."
         )
     if tensor.shape[0] > 4 and tensor.shape[2] in (1, 3, 4):
         raise InputError(
@@ -396,7 +396,7 @@ def _crop_start(side: int, want: int) -> int:
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:
-    """(C, h, w) float32 in [0, 1]. Bytes are resized by Pillow, as torchvision's presets do; floats by torch."""
+    """(C, h, w) float32 in [0, 1]. Bytes are resized by Pillow, as torchvision does; floats by torch."""
     from PIL import Image
 
     if pixels.shape[:2] == size:
@@ -430,7 +430,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _own(model: nn.Module) -> Preprocessing | None:
-    """From ``model.preprocessing``: a mapping with ``size`` and, if wanted, ``mean``, ``std``, ``interpolation``."""
+    """From ``model.preprocessing``: ``size`` or ``resize`` and ``crop``, ``mean``, ``std``, ``interpolation``."""
     given = getattr(model, "preprocessing", None)
     if not isinstance(given, Mapping):
         return None
@@ -555,8 +555,8 @@ def geometry_of(transform: Callable[[Any], Any], raw: tuple[int, int]) -> tuple[
     if geometry is not None:
         return geometry, []
     return Geometry.whole(raw), [
-        "where transform= takes its pixels from could not be measured (is it random?): the map is drawn as if "
-        "the whole image had been resized"
+        "where transform= takes its pixels from could not be measured (is it random?): the map is drawn as "
+        "if the whole image had been resized"
     ]
 
 

@@ -52,7 +52,7 @@ def _get_image_saliency_results(
 def _get_image_saliency_plot(
     image_saliency_results: Sequence[Any], cols: int = 2, figsize: Any = None
 ) -> Any:
-    """TensorWatch's look: each map in its own colours over the picture, in a pyplot figure, which notebooks show."""
+    """TensorWatch's look, in a pyplot figure: a notebook shows it without being asked."""
     from . import results
 
     return results.draw_tensorwatch(image_saliency_results, cols, figsize)

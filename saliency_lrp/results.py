@@ -109,7 +109,7 @@ class ImageSaliencyResult:
         return (
             words
             if self.runner_up is None
-            else f"{words}, next: {self.runner_up[0]} ({self.runner_up[1]:.2f})"
+            else f"{words}; best other: {self.runner_up[0]} ({self.runner_up[1]:.2f})"
         )
 
     def __repr__(self) -> str:
@@ -327,8 +327,11 @@ def _draw_panel(figure: Figure, axes: Axes, result: Any) -> None:
         [f"{n:.2g}\n{w}" if w else f"{n:.2g}" for n, w in zip(numbers, words, strict=True)], fontsize=8
     )
     warnings = getattr(result, "warnings", ())
+    conserved = getattr(result, "conserved", None)
     if warnings:
         axes.set_xlabel(textwrap.fill("! " + "; ".join(warnings), 55)[:220], fontsize=8, color="#a33")
+    elif conserved is not None:
+        axes.set_xlabel(f"sums to {conserved:.0%} of what was explained", fontsize=8)
 
 
 def _draw_map(axes: Axes, values: np.ndarray, see_through: bool) -> Any:

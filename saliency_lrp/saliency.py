@@ -150,7 +150,7 @@ def _is_device(value: Any) -> bool:
 
 
 def _sort_positions(device: Any, method: Any, layer_path: Any, default: Any) -> tuple[Any, Any, Any]:
-    """Tell TensorWatch's two positional orders apart: what stands where the device should may be the method."""
+    """Tell TensorWatch's two positional orders apart: what stands in the device's place may be the method."""
     if _is_device(device):
         return device, method, layer_path
     if layer_path is None and method is not default and method != default:
@@ -346,8 +346,8 @@ def _result(session: _Session, plan: _Plan) -> ImageSaliencyResult:
         result.error = error
         return result
     result.saliency = _to_maps(result.relevance, session.geometry)
-    if not result.relevance.any():
-        result.warnings.append("the map is zero everywhere")
+    if not result.saliency.any():
+        result.warnings.append("the map is the same everywhere")
     result.warnings += getattr(result.report, "warnings", None) or []
     return result
 

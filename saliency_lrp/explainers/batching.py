@@ -96,9 +96,9 @@ def each_with_progress(items: Sequence[T], title: str, name: Callable[[T], str])
     """
     from tqdm import tqdm
 
-    with tqdm(total=len(items), desc=title, unit="method", delay=1.0, leave=False) as bar:
+    with tqdm(total=len(items), desc=title, unit="method", delay=1.0, miniters=0, leave=False) as bar:
         for item in items:
-            bar.set_postfix_str(name(item))
+            bar.set_postfix_str(name(item), refresh=False)
             token = _outer.set(bar)
             try:
                 yield item
@@ -108,9 +108,7 @@ def each_with_progress(items: Sequence[T], title: str, name: Callable[[T], str])
 
 
 @contextmanager
-def progress(
-    forward: Callable[[Tensor], Tensor], total: int, title: str
-) -> Iterator[Callable[[Tensor], Tensor]]:
+def progress(forward: Callable[[Tensor], Tensor], total: int, title: str) -> Iterator[Callable[[Tensor], Tensor]]:
     """Wrap `forward` so that a bar, or whoever is :func:`watching`, counts the samples that went through it."""
     watcher = _watcher.get()
     if watcher is not None:
@@ -129,7 +127,8 @@ def progress(
             done += step
             bar.update(step)
             if outer is not None:
-                outer.set_postfix_str(f"{title} {done}/{total}")
+                outer.set_postfix_str(f"{title} {done}/{total}", refresh=False)
+                outer.update(0)  # draws, but not before the delay
             return output
 
         yield counted
