@@ -10,6 +10,10 @@ class InputError(ValueError):
     """The model, image, label or option given cannot be explained as it is."""
 
 
+class ModelCallError(InputError, RuntimeError):
+    """The model itself raised a ``RuntimeError``, most often because it takes input of another shape."""
+
+
 class UnknownNameError(InputError):
     """A method, composite, rule or option name that is not in its table."""
 

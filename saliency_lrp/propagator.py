@@ -8,7 +8,9 @@ rules, targets and layers. This file knows no rule and no torch function: those 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import itertools
 import threading
 import warnings
 import weakref
@@ -24,7 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from . import composites
 from .composites import Composite
-from .errors import InputError, unknown_name
+from .errors import InputError, ModelCallError, unknown_name
 from .functions import HANDLERS
 from .functions.call import PLAIN, Call, Tag
 from .functions.opened import open_up, opened
@@ -92,14 +94,18 @@ class Entry:
 class Binding:
     """What is decided at the time of the backward pass: the composite, and whether an account is kept."""
 
-    def __init__(self, composite: Composite, unknown: str) -> None:
+    def __init__(self, composite: Composite, unknown: str, names: dict[int, str]) -> None:
         self.composite = composite
         self.unknown = unknown
+        self.names = names
         self.account: Account | None = None
         self.linear_count = 0
         self.unknown_sites: dict[int, Site] = {}
-        self._rules: dict[int, Rule] = {}
-        self.intercept: Callable[[Site], Interceptor] | None = None
+        self._rules: dict[Site, Rule] = {}
+
+    def intercept(self, site: Site) -> Interceptor:
+        """An interceptor for what runs inside a site in the backward pass."""
+        return Interceptor(self, self.names, [], within=site)
 
     def use(self, composite: Composite, account: Account | None) -> None:
         """Choose for the next backward pass."""
@@ -108,11 +114,15 @@ class Binding:
         self.unknown_sites = {}
         self._rules = {}
 
+    def release(self) -> None:
+        """End of a backward pass: sites point here, so that pointing back at them would keep all alive in a circle."""
+        self.unknown_sites, self._rules, self.account = {}, {}, None
+
     def rule_for(self, site: Site) -> Rule:
         """The rule of a site, asked of the composite once per backward pass."""
-        rule = self._rules.get(id(site))
+        rule = self._rules.get(site)
         if rule is None:
-            rule = self._rules[id(site)] = self.composite.rule_for(site)
+            rule = self._rules[site] = self.composite.rule_for(site)
         return rule
 
     def report_unknown(self, site: Site) -> None:
@@ -151,7 +161,9 @@ class Interceptor(TorchFunctionMode):
         self.saved: dict[int, list[tuple[Site, int]]] = {}
         self.integer_inputs: dict[int, Tensor] = {}
         self.embedded: list[tuple[Tensor, Tensor]] = []
-        self.folds: dict[str, str] = {}
+        self.roots: list[Tensor] = []
+        self.folds: dict[int, list[GradientEdge]] = {}
+        self.single_views = False
 
     # ------------------------------------------------------------------ every torch call comes through here
 
@@ -191,9 +203,13 @@ class Interceptor(TorchFunctionMode):
             if not t.requires_grad:
                 continue
             tag = getattr(t, TAG, None)
-            if (tag is None or tag.trace is not self.token) and not self.adopt(t):
+            if tag is not None and tag.trace is self.token:
+                if tag.version != t._version:  # written into through a view: what was known no longer holds
+                    self.tag(t, Tag(self.token))
+            elif not self.adopt(t):
                 parameters = True
-            elif not any(t is a for a in found):
+                continue
+            if not any(t is a for a in found):
                 found.append(t)
         return found, parameters
 
@@ -211,14 +227,14 @@ class Interceptor(TorchFunctionMode):
             if node in seen or len(seen) > 1000:
                 continue
             seen.add(node)
-            site = getattr(node, "site", None)
-            if isinstance(site, Site):
-                if site.binding is self.binding:
-                    for name in foreign:
-                        self.unknown_call(name, "a custom autograd.Function")
-                    self.tag(t, Tag(self.token))
-                    return True
+            site, leaf = getattr(node, "site", None), getattr(node, "variable", None)
+            if isinstance(site, Site) and site.binding is not self.binding:
                 continue
+            if isinstance(site, Site) or any(leaf is root for root in self.roots):
+                for name in foreign:
+                    self.unknown_call(name, "a custom autograd.Function")
+                self.tag(t, Tag(self.token))
+                return True
             if isinstance(node, torch.autograd.function.BackwardCFunction):
                 foreign.append(type(node).__name__.removesuffix("Backward"))
             pending.extend(n for n, _ in node.next_functions if n is not None)
@@ -232,6 +248,7 @@ class Interceptor(TorchFunctionMode):
 
     def tag(self, t: Tensor, tag: Tag) -> Tensor:
         """Attach what is known to a tensor."""
+        tag.version = t._version
         setattr(t, TAG, tag)
         return t
 
@@ -241,14 +258,12 @@ class Interceptor(TorchFunctionMode):
         constants = any(
             t.is_floating_point() and not call.is_activation(t) for t in iter_tensors(call.args, call.kwargs)
         )
-        tag_of_all = Tag(
-            self.token,
-            None,
-            min((t.gate for t in tags), default=PLAIN),
-            nonnegative=not constants
+        gate = min((t.gate for t in tags), default=PLAIN)
+        nonnegative = (
+            not constants
             and call.name not in WRITES_CONSTANTS
             and all(t.nonnegative for t in tags)
-            and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0),
+            and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0)
         )
         written = (call.args[0],) if call.inplace else ()
         for t in (*written, *(out if isinstance(out, tuple | list) else (out,))):
@@ -257,7 +272,7 @@ class Interceptor(TorchFunctionMode):
                 and t.requires_grad
                 and not any(t is a for a in call.activations if not written)
             ):
-                self.tag(t, tag_of_all)
+                self.tag(t, Tag(self.token, None, gate, nonnegative))
         return out
 
     def register(self, site: Site) -> int:
@@ -269,10 +284,10 @@ class Interceptor(TorchFunctionMode):
             return self.within.index
         return len(self.sites) - 1
 
-    def fold(self, before: Site, call: Call) -> None:
-        """A batch norm was folded into the linear site before it."""
+    def fold(self, before: Site, out: Tensor) -> None:
+        """A batch norm, whose output is ``out``, was folded into the linear site before it."""
         before.superseded = True
-        self.folds[before.path] = call.path
+        self.folds.setdefault(id(before), []).append(get_gradient_edge(out))
 
     def note(self, text: str) -> None:
         """Remember a choice that the user should know of."""
@@ -333,6 +348,7 @@ class Interceptor(TorchFunctionMode):
             source = self.integer_inputs.get(t.untyped_storage().data_ptr())
             if source is not None and isinstance(out, Tensor) and out.shape[:-1] == t.shape:
                 leaf = out.detach().requires_grad_(True)
+                self.roots.append(leaf)
                 self.embedded.append((source, leaf))
                 return self.tag(leaf.clone(), Tag(self.token))
         return out
@@ -404,14 +420,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+class Place:
+    """One tensor inside the model, where its relevance can be read."""
+
+    __slots__ = ("edge", "like", "site")
+
+    def __init__(self, t: Tensor, site: Site | None) -> None:
+        self.edge = get_gradient_edge(t)
+        self.like = t.detach().new_empty(1).expand(t.shape)
+        #: the site that made it
+        self.site = site
+
+
 class ModuleCall:
-    """One call of a module: where relevance can be read at its inputs and outputs."""
+    """One call of a module: its inputs and outputs."""
 
     __slots__ = ("inputs", "outputs")
 
-    def __init__(
-        self, inputs: list[tuple[GradientEdge, Tensor]], outputs: list[tuple[GradientEdge, Tensor]]
-    ) -> None:
+    def __init__(self, inputs: list[Place], outputs: list[Place]) -> None:
         self.inputs = inputs
         self.outputs = outputs
 
@@ -423,7 +449,7 @@ class _Watch:
         self.interceptor = interceptor
         self.calls = calls
         self.thread = threading.get_ident()
-        self.open: list[list[tuple[GradientEdge, Tensor]]] = []
+        self.open: list[list[Place]] = []
         self.handles = [
             register_module_forward_pre_hook(self.enter),
             register_module_forward_hook(self.leave, always_call=True),
@@ -438,24 +464,25 @@ class _Watch:
             if path is None:
                 path = f"{stack[-1][0]}.{type(module).__name__}".lstrip(".")
             stack.append((path, module))
-            self.open.append(self.edges(args))
+            self.open.append(self.places(args))
 
     def leave(self, module: nn.Module, args: Any, result: Any) -> None:
         if threading.get_ident() != self.thread or not self.open:
             return
         with torch._C.DisableTorchFunction():
             path, _ = self.interceptor.stack.pop()
-            self.calls.setdefault(path, []).append(ModuleCall(self.open.pop(), self.edges(result)))
+            self.calls.setdefault(path, []).append(ModuleCall(self.open.pop(), self.places(result)))
 
-    def edges(self, values: Any) -> list[tuple[GradientEdge, Tensor]]:
-        """Places in the graph where the relevance of these activations can be read, with an empty tensor of their shape."""
+    def places(self, values: Any) -> list[Place]:
+        """Where the relevance of these activations can be read."""
         token = self.interceptor.token
         found = []
-        for t in values if isinstance(values, tuple | list) else tree_leaves(values):
+        flat = isinstance(values, tuple | list) and all(isinstance(v, Tensor) for v in values)
+        for t in values if flat else tree_leaves(values):
             if isinstance(t, Tensor) and t.requires_grad:
                 tag = getattr(t, TAG, None)
                 if tag is not None and tag.trace is token:
-                    found.append((get_gradient_edge(t), t.detach().new_empty(1).expand(t.shape)))
+                    found.append(Place(t, tag.site if tag.version == t._version else None))
         return found
 
     def remove(self) -> None:
@@ -514,6 +541,23 @@ class RelevancePropagator:
 Target = Any
 
 
+def _what_failed(error: RuntimeError, model: nn.Module, inputs: Any) -> str:
+    """What a user needs to know of a forward pass that raised: the input's shape, the module, torch's own words."""
+    shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(inputs) if isinstance(t, Tensor))
+    names = {id(m): name for name, m in model.named_modules()}
+    where, step = "", error.__traceback__
+    while step is not None:
+        module = step.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(id(module)):
+            what = repr(module) if not list(module.children()) else type(module).__name__
+            where = f" at {names[id(module)]!r}, {what}"
+        step = step.tb_next
+    return (
+        f"{type(model).__name__} cannot run on an input of shape {shapes}: it stopped{where} with {str(error)!r}. Give an "
+        "input of the shape and dtype that the model takes"
+    )
+
+
 class Trace:
     """One recorded forward pass; explanations of it are backward passes only.
 
@@ -534,15 +578,32 @@ class Trace:
         unknown: str,
     ) -> None:
         self.composite = composite
-        self.binding = Binding(composite, unknown)
+        names = {id(m): name for name, m in model.named_modules()}
+        self.binding = Binding(composite, unknown, names)
         self.sites: list[Site] = []
         self.calls: dict[str, list[ModuleCall]] = {}
         self._lock = threading.RLock()
         self._last: tuple[Any, Any, Any] | None = None
         self._report: Report | None = None
-        names = {id(m): name for name, m in model.named_modules()}
-        self._interceptor = Interceptor(self.binding, names, self.sites)
-        self.binding.intercept = lambda site: Interceptor(self.binding, names, [], within=site)
+        try:
+            self._forward(model, args, kwargs)
+        except RuntimeError as error:
+            if "returns multiple views" not in str(error):
+                raise
+            # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
+            self._forward(model, args, kwargs, single_views=True)
+        self._finish()
+
+    # ------------------------------------------------------------------ recording
+
+    def _forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], single_views: bool = False
+    ) -> None:
+        """Run the model with hooks and interception on; whatever happens, nothing is left behind on it."""
+        self.sites.clear()
+        self.calls.clear()
+        self._interceptor = Interceptor(self.binding, self.binding.names, self.sites)
+        self._interceptor.single_views = single_views
         args, kwargs = self._enter(args, kwargs)
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -551,15 +612,18 @@ class Trace:
             watch = _Watch(self._interceptor, self.calls)
             stack.callback(watch.remove)
             stack.enter_context(self._interceptor)
-            self._raw = model(*args, **kwargs)
+            try:
+                self._raw = model(*args, **kwargs)
+            except RuntimeError as error:
+                if isinstance(error, InputError | torch.OutOfMemoryError):
+                    raise
+                raise ModelCallError(_what_failed(error, model, (args, kwargs))) from error
         self._interceptor.saved.clear()
-        self._finish()
-
-    # ------------------------------------------------------------------ recording
 
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Replace each tensor input by a copy that relevance can be read at; nothing writes into the caller's tensors."""
         values, spec = tree_flatten((args, kwargs))
+        self._check_inputs([t for t in values if isinstance(t, Tensor) and t.is_floating_point()])
         self._leaves: list[tuple[str, Tensor]] = []
         with torch.inference_mode(False), torch.enable_grad():
             for k, t in enumerate(values):
@@ -569,18 +633,33 @@ class Trace:
                     leaf = t.detach().clone() if t.is_inference() else t.detach()
                     leaf = leaf.requires_grad_(True)
                     self._leaves.append(("float", leaf))
+                    self._interceptor.roots.append(leaf)
                     values[k] = self._interceptor.tag(leaf.clone(), Tag(self._interceptor.token))
                 elif not t.is_floating_point() and t.dtype != torch.bool:
                     self._interceptor.integer_inputs[t.untyped_storage().data_ptr()] = t
         return tree_unflatten(values, spec)
 
+    @staticmethod
+    def _check_inputs(tensors: list[Tensor]) -> None:
+        """Nothing that is not finite, but -inf after the first tensor, where it stands in masks."""
+        for k, t in enumerate(tensors):
+            if t.is_meta:
+                raise InputError(f"input {k} is on the meta device and has no values")
+            bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
+            if bool(bad.any()):
+                raise InputError(
+                    f"input {k}, of shape {tuple(t.shape)}, has {int(bad.sum())} values that are NaN or infinite; clean it first"
+                )
+
     def _finish(self) -> None:
         """Ranks of the linear sites, and which site made the output."""
         rank = 0
         for site in self.sites:
-            if site.kind == "linear" and not site.superseded:
-                site.rank = rank
-                rank += 1
+            if site.kind == "linear":
+                site.rank = rank  # a layer and the batch norm folded into it count once
+                rank += not site.superseded
+            elif site.kind == "recurrent":
+                rank += 1  # what follows it is not the first layer
         self.binding.linear_count = rank
         for t in tree_leaves(self._raw):
             tag = getattr(t, TAG, None) if isinstance(t, Tensor) else None
@@ -679,7 +758,7 @@ class Trace:
         if which not in ("output", "input"):
             raise unknown_name("side", which, ("output", "input"))
         names = [name] if isinstance(name, str) else list(name)
-        places: list[tuple[GradientEdge, Tensor]] = []
+        places: list[Place] = []
         spans: dict[str, tuple[int, int]] = {}
         for n in names:
             found = self._places(n, which, call)
@@ -691,18 +770,13 @@ class Trace:
         values = {n: tuple(at[a:b]) if b - a != 1 else at[a] for n, (a, b) in spans.items()}
         return values[name] if isinstance(name, str) else values
 
-    def _places(self, name: str, which: str, call: int) -> list[tuple[GradientEdge, Tensor]]:
+    def _places(self, name: str, which: str, call: int) -> list[Place]:
         calls = self.calls.get(name)
         if calls is None:
             raise unknown_name("module (of those that ran)", name, self.calls)
         if not -len(calls) <= call < len(calls):
             raise InputError(f"module {name!r} ran {len(calls)} times; there is no call {call}")
-        folds = self._interceptor.folds
-        # a layer and the batch norm folded into it are one site: between them is what is at the batch norm's output
-        if which == "output" and name in folds:
-            calls = self.calls.get(folds[name], calls)
-        between = which == "input" and name in folds.values()
-        found = calls[call].outputs if which == "output" or between else calls[call].inputs
+        found = calls[call].outputs if which == "output" else calls[call].inputs
         if not found:
             raise InputError(
                 f"no {which} of module {name!r} depends on the model's input, so it has no relevance"
@@ -729,21 +803,22 @@ class Trace:
 
     def _start(self, target: Target, seed: Any) -> tuple[Tensor, Tensor]:
         """The tensor that relevance starts at, and that relevance."""
-        if callable(target):
-            with torch.enable_grad(), self._interceptor:
-                out = target(self._raw)
-            if not isinstance(out, Tensor) or not out.requires_grad:
-                raise InputError("the callable target must return a tensor computed from the model's output")
-            self._check_output(out)
-            if isinstance(seed, Tensor):
-                return out, self._seed_tensor(seed, out)
-            return out, torch.ones_like(out) if seed == "one" else out.detach()
-        out = self._tensor_output()
+        if not (isinstance(seed, Tensor) or callable(seed) or seed in SEEDS):
+            raise unknown_name("seed", seed, SEEDS)
+        out = self._asked(target) if callable(target) else self._tensor_output()
         self._check_output(out)
+        if callable(seed):
+            seed = seed(out.detach())
+            if not isinstance(seed, Tensor):
+                raise InputError(
+                    f"a callable seed must return a tensor of the output's shape {tuple(out.shape)}, got {seed!r:.80}"
+                )
         if isinstance(seed, Tensor):
             return out, self._seed_tensor(seed, out)
-        if callable(seed):
-            return out, self._seed_tensor(seed(out.detach()), out)
+        if callable(target):
+            if seed == "contrastive":
+                raise InputError("seed='contrastive' sets a class against the others; a callable target has no classes")
+            return out, torch.ones_like(out) if seed == "one" else out.detach()
         index = self._indices(out, target)
         values = out.detach().gather(1, index[:, None])
         start = torch.zeros_like(out)
@@ -751,14 +826,20 @@ class Trace:
             return out, start.scatter_(1, index[:, None], values)
         if seed == "one":
             return out, start.scatter_(1, index[:, None], torch.ones_like(values))
-        if seed == "contrastive":
-            if out.shape[1] < 2:
-                raise InputError(
-                    f"seed='contrastive' needs at least two classes; the output has shape {tuple(out.shape)}"
-                )
-            start = start - values / (out.shape[1] - 1)
-            return out, start.scatter_(1, index[:, None], values)
-        raise unknown_name("seed", seed, ("logit", "one", "contrastive"))
+        if out.shape[1] < 2:
+            raise InputError(
+                f"seed='contrastive' needs at least two classes; the output has shape {tuple(out.shape)}"
+            )
+        start = start - values / (out.shape[1] - 1)
+        return out, start.scatter_(1, index[:, None], values)
+
+    def _asked(self, target: Callable[[Any], Tensor]) -> Tensor:
+        """What a callable target says of the output."""
+        with torch.inference_mode(False), torch.enable_grad(), self._interceptor:
+            out = target(self._raw)
+        if not isinstance(out, Tensor) or not out.requires_grad:
+            raise InputError("the callable target must return a tensor computed from the model's output")
+        return out
 
     @staticmethod
     def _check_output(out: Tensor) -> None:
@@ -794,7 +875,10 @@ class Trace:
             return out.detach().argmax(1)
         if isinstance(target, bool):
             raise InputError(f"target must be a class index, got {target!r}")
-        index = torch.as_tensor(target, device=out.device)
+        try:
+            index = torch.as_tensor(target, device=out.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"target must be integer class indices, got {target!r:.80}") from error
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise InputError(f"target must be integer class indices, got {target!r}")
         index = index.reshape(-1) if index.dim() <= 1 else index
@@ -818,7 +902,7 @@ class Trace:
         composite: str | Composite | Rule | None,
         account: bool,
         retain: bool,
-        places: tuple[tuple[GradientEdge, Tensor], ...],
+        places: tuple[Place, ...],
     ) -> tuple[list[Any], list[Tensor]]:
         """Maps for each start, and relevance at places inside the model (of the first start)."""
         if not self._leaves:
@@ -826,27 +910,30 @@ class Trace:
                 "the model was given no tensor that relevance could be attributed to (a floating-point tensor, or integers "
                 "that it embeds)"
             )
+        # a layer and the batch norm folded into it are one site: what passes between them is read at the batch norm's output
+        edges = [[p.edge, *self._interceptor.folds.get(id(p.site), ())] for p in places]
         chosen = self.composite if composite is None else composites.get(composite)
         leaves = [leaf for _, leaf in self._leaves]
         out = starts[0][0]
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
-        with self._lock:
+        with self._lock, torch.inference_mode(False):
             kept = Account() if account else None
             self.binding.use(chosen, kept)
-            with torch.inference_mode(False):
+            try:
                 values = torch.autograd.grad(
                     out,
-                    [*leaves, *(edge for edge, _ in places)],
+                    [*leaves, *(edge for group in edges for edge in group)],
                     seeds.clone() if seeds.is_inference() else seeds,
                     retain_graph=retain,
                     allow_unused=True,
                     is_grads_batched=several,
                 )
-            self._unknown = list(self.binding.unknown_sites.values())
-            if kept is not None:
-                self._report = self._make_report(kept, seeds, values[: len(leaves)])
-            self.binding.account = None
+                self._unknown = list(self.binding.unknown_sites.values())
+                if kept is not None:
+                    self._report = self._make_report(kept, seeds, values[: len(leaves)])
+            finally:
+                self.binding.release()
         maps = []
         for k in range(len(starts)):
             found = []
@@ -854,10 +941,11 @@ class Trace:
                 R = torch.zeros_like(leaf) if v is None else (v[k] if several else v)
                 found.append(R.sum(-1) if what == "embedding" else R)
             maps.append(found[0] if len(found) == 1 else tuple(found))
-        at = [
-            torch.zeros(shape.shape, dtype=shape.dtype, device=shape.device) if v is None else v
-            for (_, shape), v in zip(places, values[len(leaves) :], strict=True)
-        ]
+        read = iter(values[len(leaves) :])
+        at = []
+        for place, group in zip(places, edges, strict=True):
+            parts = [v for v in itertools.islice(read, len(group)) if v is not None]
+            at.append(functools.reduce(torch.add, parts) if parts else torch.zeros_like(place.like))
         return maps, at
 
     # ------------------------------------------------------------------ the account
@@ -906,6 +994,9 @@ class Trace:
         for text in self.warnings():
             warnings.warn(text, stacklevel=3)
 
+
+#: Seeds by name.
+SEEDS = ("logit", "one", "contrastive")
 
 #: How many times larger than the seed a map's total magnitude may be before it is called exploded.
 EXPLODED = 1e4

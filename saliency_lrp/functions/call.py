@@ -17,7 +17,7 @@ PLAIN, BOUNDED, GATE = 0, 1, 2
 class Tag:
     """What the interceptor knows of an activation; rides on the tensor itself."""
 
-    __slots__ = ("trace", "site", "gate", "nonnegative", "source", "source_version")
+    __slots__ = ("trace", "site", "gate", "nonnegative", "version", "source", "source_version")
 
     def __init__(
         self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False
@@ -26,6 +26,8 @@ class Tag:
         self.site = site
         self.gate = gate
         self.nonnegative = nonnegative
+        #: the tensor's version when this was known; a later one means that it was written into
+        self.version = -1
         #: the activation a linear site read, and its version then: lets a batch norm fold into that site
         self.source: Tensor | None = None
         self.source_version = -1

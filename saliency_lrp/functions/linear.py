@@ -501,17 +501,19 @@ def batch_norm(call: Call) -> Any:
         and tag.source is not None
         and tag.source._version == tag.source_version
     ):
-        return linear_node(call, folded(before, call, affine), tag.source)
+        out = linear_node(call, folded(before, affine), tag.source)
+        call.interceptor.fold(before, out)
+        return out
     return linear_node(call, Diagonal(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
 
 
-def folded(before: LinearSite, call: Call, affine: Affine) -> LinearSite:
+def folded(before: LinearSite, affine: Affine) -> LinearSite:
     """The linear site and the batch norm after it, as one site: it reads what the linear layer read."""
     site = object.__new__(type(before))
     site.__dict__.update(before.__dict__)
+    site.superseded = False  # where another batch norm was folded into it before
     site.batch_norm = affine
     site.func, site.args, site.kwargs = before.func, before.args, before.kwargs
     site.saved, site.result = [], None
     before.result = None  # computed again in the unlikely case that somebody else reads it
-    call.interceptor.fold(before, call)
     return site
