@@ -112,10 +112,11 @@ class ModelMaps:
         found = {}
         for path, calls in trace.calls.items():
             outputs = calls[-1].outputs
-            if path and len(outputs) == 1:
-                features = read_feature_map(path, self.model, outputs[0][1], self.x)
-                if features is not None:
-                    found[path] = features
+            if not path or len(outputs) != 1 or id(outputs[0].site) in trace._interceptor.folds:
+                continue  # a layer with a batch norm folded into it has the batch norm's relevance
+            features = read_feature_map(path, self.model, outputs[0].like, self.x)
+            if features is not None:
+                found[path] = features
         return found
 
     # ---- what the widget asks ------------------------------------------------------------------------------------
@@ -162,8 +163,8 @@ class ModelMaps:
             raise InputError(f"layer {layer!r} has channels 0 to {count - 1}, not {channel}.")
         masked = torch.zeros_like(relevance)
         features.spatial(masked)[:, channel] = features.spatial(relevance)[:, channel]  # spatial() is a view
-        ((edge, _),) = trace._places(layer, "output", -1)
-        ((through,), _) = trace._run([(edge, masked)], chosen, False, True, ())
+        start = trace.calls[layer][-1].outputs[0].edge
+        ((through,), _) = trace._run([(start, masked)], chosen, False, True, ())
         return Map(self._placed(through[0].sum(0)))
 
     def method(self, name: str, target: int | None, watch: Watch) -> Map:

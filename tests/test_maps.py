@@ -104,7 +104,7 @@ def test_every_layer_on_the_slider_can_be_shown_and_sums_to_its_relevance(demo):
     model, item = demo
     widget = compare_saliency(model, item.image, label=item.label, methods=("lrp",), composite="epsilon")
     done(widget)
-    assert widget.layers[0] == "features.0" and "features.14" in widget.layers and "head" not in widget.layers
+    assert widget.layers[0] == "features.1" and "features.14" in widget.layers and "head" not in widget.layers
     x, _, _ = build_input(model, load_image(item.image))
     trace = RelevancePropagator(model, "epsilon").trace(x)
     for name in widget.layers:
@@ -231,7 +231,7 @@ def test_the_model_is_left_as_it_was(demo):
     model = load_demo_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     done(
-        compare_saliency(model, demo[1].image, methods=("lrp", "grad_x_input", "gradcam"), layer="features.8")
+        compare_saliency(model, demo[1].image, methods=("lrp", "grad_x_input", "gradcam"), layer="features.9")
     )
     assert model.training and all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -292,6 +292,7 @@ class Board {
     this.live = model.get("live");
     this.root = h("section", { className: "saliency" });
     this.root.setAttribute("aria-label", "saliency comparison");
+    this.root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab takes Enter and letters for its own
     this.grid = h("div", { className: "saliency-grid" });
     this.channelStrip = h("div", { className: "saliency-channels", hidden: true });
     this.channelStrip.setAttribute("role", "group");

@@ -20,8 +20,8 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def browser():
+@pytest.fixture(scope="session", name="browser")
+def start_browser():
     """One Chromium for all tests, with a profile of its own; nothing but loopback is ever reached."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (pip install playwright)"

@@ -7,13 +7,13 @@ import statistics
 
 import numpy as np
 import pytest
-from browser_page import PIXELS, canvas_pixels, open_widget
+from browser_page import PIXELS, canvas_pixels, open_widget, start_browser  # noqa: F401 (a fixture)
 from PIL import Image
 from widget_source import KnownSource
 
 from saliency_lrp.widget import SaliencyWidget, blend
 
-pytest_plugins = ("browser_page",)
+
 pytestmark = pytest.mark.browser
 
 SIX = ("lrp", "grad_x_input", "a", "b", "c", "d")
