@@ -1,0 +1,287 @@
+"""The widget in a real JupyterLab on loopback: run a notebook, use the widget as a user does, look at pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import nbformat
+import numpy as np
+import pytest
+from browser_page import Console, canvas_pixels, start_browser  # noqa: F401 (a fixture)
+from PIL import Image
+
+pytest.importorskip("jupyterlab", reason="jupyterlab is not installed (pip install jupyterlab)")
+
+from saliency_lrp.demo import demo_images, load_demo_model  # noqa: E402
+from saliency_lrp.images import build_input, load_image  # noqa: E402
+from saliency_lrp.propagator import RelevancePropagator  # noqa: E402
+from saliency_lrp.widget import blend  # noqa: E402
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+#: where pictures for the documentation go, if they are asked for
+SCREENSHOTS = os.environ.get("SALIENCY_LRP_SCREENSHOTS")
+CELL = """\
+from saliency_lrp import compare_saliency
+from saliency_lrp.demo import demo_images, load_demo_model
+
+model = load_demo_model()
+passes = []
+model.register_forward_hook(lambda *args: passes.append(1))
+item = demo_images(3, seed=3)[2]
+widget = compare_saliency(model, item.image, methods=("lrp", "grad_x_input", "occlusion", "gradcam"),
+                          composite="epsilon_plus", wait=None)
+widget"""
+NO_NEWS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=2).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab server with settings of its own: (address, token, folder)."""
+    root = tmp_path_factory.mktemp("lab")
+    work = root / "work"
+    work.mkdir()
+    (root / "app" / "settings").mkdir(parents=True)
+    (root / "app" / "settings" / "overrides.json").write_text(json.dumps(NO_NEWS))
+    port, token = free_port(), secrets.token_hex(16)
+    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTERLAB_SETTINGS_DIR": "user",
+           "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython", "JUPYTER_RUNTIME_DIR": "runtime"}
+    environment = {**os.environ, **{name: str(root / folder) for name, folder in own.items()},
+                   "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    log = (root / "log.txt").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+         f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+         f"--ServerApp.root_dir={work}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=",
+         f"--LabApp.user_settings_dir={root / 'user'}", f"--LabApp.app_settings_dir={root / 'app' / 'settings'}"],
+        cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 60
+    while not answers(f"{address}/api/status?token={token}"):
+        if server.poll() is not None or time.monotonic() > end:
+            server.kill()
+            pytest.fail("JupyterLab did not start:\n" + (root / "log.txt").read_text()[-2000:])
+        time.sleep(0.2)
+    yield address, token, work
+    server.terminate()
+    try:
+        server.wait(15)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+class Lab:
+    """A notebook open in JupyterLab, and what the page has sent to the kernel."""
+
+    def __init__(self, browser, lab, name: str, cells: list[str], width: int = 1280) -> None:
+        self.address, self.token, self.folder = lab
+        self.path = self.folder / name
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+        nbformat.write(notebook, self.path)
+        self.context = browser.new_context(viewport={"width": width, "height": 1000}, accept_downloads=True)
+        self.page = self.context.new_page()
+        self.console = Console(self.page)
+        self.sent: list[str] = []
+        self.page.on("websocket", lambda socket: socket.on("framesent", self._sent))
+        self.page.goto(f"{self.address}/lab/tree/{name}?reset&token={self.token}")
+        self.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60000)
+
+    def _sent(self, frame) -> None:
+        text = frame if isinstance(frame, str) else bytes(frame).decode("latin-1")
+        if "comm_msg" in text:
+            self.sent.append(text)
+
+    def command(self, name: str, **options: object) -> None:
+        self.page.evaluate("([name, options]) => { window.jupyterapp.commands.execute(name, options); }", [name, options])
+
+    def run(self) -> None:
+        self.command("notebook:run-all-cells")
+        failed = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+        self.page.wait_for_selector(f"[data-panel=gradcam][data-state=done], {failed}", timeout=90000)
+        assert self.page.locator(failed).count() == 0, self.page.locator(failed).first.inner_text()
+
+    def frame(self) -> None:
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+@pytest.fixture(scope="module")
+def opened(browser, lab):
+    notebook = Lab(browser, lab, "widget.ipynb", [CELL, "print('passes', len(passes))"])
+    notebook.run()
+    yield notebook
+    notebook.context.close()
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """What the maps must be, computed in this process: (picture, function of class and rule)."""
+    model, item = load_demo_model(), demo_images(3, seed=3)[2]
+    x, _, _ = build_input(model, load_image(item.image))
+    trace = RelevancePropagator(model).trace(x)
+    first = int(trace.output.argmax())
+    return np.asarray(item.image), first, lambda target, rule: trace.relevance(target, composite=rule)[0].sum(0).numpy()
+
+
+def wait_for_pixels(notebook, panel: str, expected: np.ndarray, timeout: float = 20) -> None:
+    """Wait until the canvas shows the expected picture, to one step of 255."""
+    end = time.monotonic() + timeout
+    while True:
+        error = np.abs(canvas_pixels(notebook.page, panel)[..., :3] - expected.astype(int)).max()
+        if error <= 1:
+            return
+        assert time.monotonic() < end, f"{panel} is wrong by up to {error} after {timeout} s"
+        notebook.page.wait_for_timeout(100)
+
+
+def test_a_run_notebook_shows_the_maps(opened, truth):
+    picture, first, relevance = truth
+    wait_for_pixels(opened, "lrp", blend(picture, relevance(first, "epsilon_plus")))
+    assert opened.page.get_by_label("Class", exact=True).input_value() == str(first)
+    for panel in ("grad_x_input", "occlusion", "gradcam"):
+        assert canvas_pixels(opened.page, panel).std() > 5
+
+
+def test_dragging_opacity_sends_nothing(opened, truth):
+    picture, first, relevance = truth
+    slider = opened.page.get_by_label("Opacity", exact=True)
+    box = slider.bounding_box()
+    opened.sent.clear()
+    y = box["y"] + box["height"] / 2
+    opened.page.mouse.move(box["x"] + 0.8 * box["width"], y)
+    opened.page.mouse.down()
+    for step in range(30):
+        opened.page.mouse.move(box["x"] + (0.8 - 0.015 * step) * box["width"], y)
+    opened.page.mouse.up()
+    opened.frame()
+    opacity = float(slider.input_value())
+    assert 0.2 < opacity < 0.6
+    wait_for_pixels(opened, "lrp", blend(picture, relevance(first, "epsilon_plus"), opacity=opacity))
+    opened.page.wait_for_timeout(500)
+    assert opened.sent == []
+    slider.evaluate("node => { node.value = 0.8; node.dispatchEvent(new Event('input', { bubbles: true })); }")
+    opened.frame()
+
+
+def test_another_rule_and_class_are_computed(opened, truth):
+    picture, first, relevance = truth
+    opened.page.get_by_label("LRP rule", exact=True).select_option("epsilon")
+    wait_for_pixels(opened, "lrp", blend(picture, relevance(first, "epsilon")))
+    other = str((first + 3) % 10)
+    opened.page.get_by_label("Find class").fill(f"digit {other}")
+    opened.page.keyboard.press("Enter")
+    wait_for_pixels(opened, "lrp", blend(picture, relevance(int(other), "epsilon")))
+    assert len(opened.sent) >= 2
+
+
+def test_hover_reads_the_pixel_under_the_mouse(opened, truth):
+    picture, first, relevance = truth
+    values = relevance((first + 3) % 10, "epsilon")
+    canvas = opened.page.locator("[data-panel=lrp] canvas.saliency-canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    opened.page.mouse.move(box["x"] + 30.5 / 64 * box["width"], box["y"] + 25.5 / 64 * box["height"])
+    text = opened.page.locator("[data-panel=lrp] .saliency-readout").inner_text()
+    assert text.endswith("x 30, y 25")
+    assert float(text.split()[1]) == pytest.approx(float(values[25, 30]), rel=6e-3, abs=1e-7)
+
+
+def test_layer_and_channel(opened):
+    layer = opened.page.get_by_label("Layer", exact=True)
+    layer.focus()
+    for _ in range(3):
+        opened.page.keyboard.press("ArrowRight")
+    opened.page.wait_for_selector("[data-panel=layer][data-state=done]", timeout=20000)
+    opened.page.locator(".saliency-channels button").first.click()
+    opened.page.wait_for_selector("[data-panel=concept][data-state=done]", timeout=20000)
+    assert canvas_pixels(opened.page, "concept").std() > 5
+
+
+def test_export(opened, truth, tmp_path):
+    picture, first, relevance = truth
+    with opened.page.expect_download() as waiting:
+        opened.page.get_by_role("button", name="Save PNG").click()
+    sheet = np.asarray(Image.open(waiting.value.path()).convert("RGB")).astype(int)
+    expected = blend(picture, relevance((first + 3) % 10, "epsilon")).astype(int)
+    assert np.abs(sheet[36:36 + 448:7, 12:12 + 448:7] - expected).max() <= 1
+    with opened.page.expect_download() as waiting:
+        opened.page.get_by_role("button", name="Save HTML").click()
+    waiting.value.save_as(tmp_path / "view.html")
+    page = opened.context.new_page()
+    page.route("http*://**", lambda route: route.abort())
+    page.goto((tmp_path / "view.html").as_uri())
+    page.wait_for_selector("[data-panel=concept]")
+    assert np.abs(canvas_pixels(page, "lrp")[..., :3] - expected).max() <= 1
+    page.close()
+
+
+def test_nothing_was_wrong_in_the_console(opened):
+    assert [error for error in opened.console.errors if "favicon" not in error] == []
+
+
+def test_what_is_saved_shows_without_a_kernel(opened):
+    """Last on this notebook: it is saved, and shown by nbconvert and by a JupyterLab with another kernel."""
+    from nbconvert import HTMLExporter
+
+    opened.command("docmanager:save")
+    for _ in range(50):
+        notebook = nbformat.read(opened.path, as_version=4)
+        if notebook.cells[0].outputs:
+            break
+        opened.page.wait_for_timeout(200)
+    data = notebook.cells[0].outputs[0]["data"]
+    assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/html", "text/plain"} == set(data)
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    assert "data:image/png;base64," in page and "SaliencyWidget(methods=(&#39;lrp&#39;" in page.replace("&#x27;", "&#39;")
+    opened.command("kernelmenu:shutdown")
+    opened.page.goto(f"{opened.address}/lab/tree/{opened.path.name}?reset&token={opened.token}")
+    image = opened.page.wait_for_selector(".jp-OutputArea-output img", timeout=60000)
+    opened.page.wait_for_function("() => document.querySelector('.jp-OutputArea-output img').naturalWidth > 500")
+    assert image.is_visible()
+
+
+@pytest.mark.skipif(not SCREENSHOTS, reason="SALIENCY_LRP_SCREENSHOTS names no folder")
+@pytest.mark.parametrize("name, theme, width", [
+    ("widget-light", "JupyterLab Light", 1280), ("widget-dark", "JupyterLab Dark", 1280),
+    ("widget-phone", "JupyterLab Light", 420)])
+def test_screenshots(browser, lab, name, theme, width):
+    cell = CELL.replace('composite="epsilon_plus"', 'composite="epsilon_plus", layer="features.9"')
+    notebook = Lab(browser, lab, f"{name}.ipynb", [cell], width)
+    if notebook.page.locator("#jp-left-stack").is_visible():
+        notebook.command("application:toggle-left-area")
+    notebook.command("apputils:change-theme", theme=theme)
+    notebook.run()
+    canvas = notebook.page.locator("[data-panel=lrp] canvas.saliency-canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    notebook.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    notebook.page.wait_for_timeout(500)
+    path = pathlib.Path(SCREENSHOTS) / f"{name}.png"
+    notebook.page.locator(".saliency").screenshot(path=path)
+    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)
+    notebook.context.close()
