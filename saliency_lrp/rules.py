@@ -90,7 +90,10 @@ def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False) -> Tens
     R, z = working(R), working(z)
     if epsilon == 0:
         return torch.where(z == 0, torch.zeros_like(z), R / torch.where(z == 0, torch.ones_like(z), z))
-    return R / stabilize(z, epsilon, relative)
+    s = stabilize(z, epsilon, relative)
+    if R.dtype == s.dtype and R.shape == s.shape and not torch._C._functorch.is_batchedtensor(R):
+        return torch.div(R, s, out=s)  # s is ours: one pass over fresh memory less
+    return R / s
 
 
 def working(t: Tensor) -> Tensor:
@@ -174,10 +177,12 @@ class _LinearRule(Rule):
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         total: Tensor | None = None
         for part in self.parts(site):
+            share = R if isinstance(part.share, float) and part.share == 1.0 else working(R) * part.share
+            if share is not R and is_empty(share):
+                continue
             denominator = part.total
             if denominator is None:
                 denominator = contributions(site, part)
-            share = R if isinstance(part.share, float) and part.share == 1.0 else working(R) * part.share
             c = divide(share, denominator, self.epsilon, self.relative)
             for a, w in part.terms:
                 message = site.transpose(c, w)
@@ -188,7 +193,7 @@ class _LinearRule(Rule):
                 absorbed = self.absorbed(site, part, denominator, c)
                 if self.bias == "distribute":
                     total = total + site.spread(absorbed)
-        return (total,)
+        return (torch.zeros_like(working(site.input)) if total is None else total,)
 
     def absorbed(self, site: Any, part: Part, denominator: Tensor, c: Tensor) -> Tensor:
         """What bias and stabiliser take of the relevance, per output; noted in the account unless distributed."""
@@ -204,6 +209,13 @@ class _LinearRule(Rule):
     def bias_of(self, site: Any) -> Tensor | None:
         """The site's bias, or None where it has none or this rule leaves it out."""
         return None if self.bias == "zero" else site.bias
+
+
+def is_empty(share: Tensor) -> bool:
+    """Whether no relevance takes this part, as behind a ReLU no negative output does; not asked of a GPU, which it stalls."""
+    if share.device.type != "cpu" or torch._C._functorch.is_batchedtensor(share):
+        return False
+    return not bool(share.any())
 
 
 def contributions(site: Any, part: Part) -> Tensor:
