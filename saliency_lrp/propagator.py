@@ -14,7 +14,7 @@ import itertools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,7 @@ class Binding:
         self.unknown = unknown
         self.names = names
         self.account: Account | None = None
+        self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
         self.unknown_sites: dict[int, Site] = {}
         self._rules: dict[Site, Rule] = {}
@@ -116,7 +117,12 @@ class Binding:
 
     def release(self) -> None:
         """End of a backward pass: sites point here, so that pointing back at them would keep all alive in a circle."""
-        self.unknown_sites, self._rules, self.account = {}, {}, None
+        self.unknown_sites, self._rules, self.account, self.parameters = {}, {}, None, None
+
+    def collect(self, parameter: Tensor, share: Tensor) -> None:
+        """Relevance that passed through (a view of) a parameter."""
+        if self.parameters is not None:
+            self.parameters.setdefault(parameter.untyped_storage().data_ptr(), []).append((parameter, share))
 
     def rule_for(self, site: Site) -> Rule:
         """The rule of a site, asked of the composite once per backward pass."""
@@ -578,6 +584,8 @@ class Trace:
         unknown: str,
     ) -> None:
         self.composite = composite
+        self._model = model
+        self._collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
         names = {id(m): name for name, m in model.named_modules()}
         self.binding = Binding(composite, unknown, names)
         self.sites: list[Site] = []
@@ -680,6 +688,7 @@ class Trace:
         composite: str | Composite | Rule | None = None,
         account: bool = False,
         retain: bool = True,
+        condition: Mapping[str, Any] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Relevance of the model's inputs.
 
@@ -697,6 +706,11 @@ class Trace:
             Whether to keep the account of relevance in the same pass (else ``report()`` makes a pass of its own).
         retain : bool
             Keep the trace for further explanations. With False memory is freed on the way.
+        condition : mapping, optional
+            Conditional relevance (concept relevance propagation, Achtibat et al. 2023): only what passes through
+            these parts of these modules' outputs. Maps a module path to channel indices (axis 1; the last axis of
+            (items, tokens, features)), a mask that broadcasts to the output, or a callable of the relevance there.
+            It acts below that output: :meth:`layer_relevance` of the very module is what arrived there.
 
         Returns
         -------
@@ -704,7 +718,7 @@ class Trace:
             Signed, shape, dtype and device of the input; one per tensor input that receives relevance. For token ids:
             one value per token.
         """
-        (maps,) = self._run([self._start(target, seed)], composite, account, retain, ())[0]
+        (maps,) = self._run([self._start(target, seed)], composite, account, retain, (), condition)[0]
         self._last = None if account else (target, seed, composite)  # what report() would still have to run
         return maps
 
@@ -739,6 +753,7 @@ class Trace:
         composite: str | Composite | Rule | None = None,
         which: str = "output",
         call: int = -1,
+        condition: Mapping[str, Any] | None = None,
     ) -> Any:
         """Relevance at a module, for any module that ran.
 
@@ -750,6 +765,8 @@ class Trace:
             Where to read it.
         call : int
             Which call of a module that ran more than once; the last by default.
+        condition : mapping, optional
+            As in :meth:`relevance`.
 
         Returns
         -------
@@ -765,10 +782,48 @@ class Trace:
             spans[n] = (len(places), len(places) + len(found))
             places.extend(found)
         start = self._start(target, seed)
-        _, at = self._run([start], composite, False, True, tuple(places))
+        _, at = self._run([start], composite, False, True, tuple(places), condition)
         self._last = (target, seed, composite)
         values = {n: tuple(at[a:b]) if b - a != 1 else at[a] for n, (a, b) in spans.items()}
         return values[name] if isinstance(name, str) else values
+
+    def parameter_relevance(
+        self, target: Target = None, seed: Any = "logit", composite: str | Composite | Rule | None = None
+    ) -> dict[str, Tensor]:
+        """Relevance that passed through each parameter: the share of every weight in the messages it carried.
+
+        A weight's relevance is the sum of the messages ``a_i w_ij R_j / s(z_j)`` (or those of the site's rule) over all
+        positions and calls; a bias's is what it absorbed. The weights of one layer sum to what left the layer for
+        its input, so that the account holds layer by layer. A batch norm that was folded into a layer counts with
+        the layer's weight.
+
+        Returns
+        -------
+        dict of Tensor
+            By name as in ``model.named_parameters()``, shaped like the parameter; parameters of linear sites only.
+        """
+        self._run([self._start(target, seed)], composite, False, True, (), parameters=True)
+        collected, self._collected = self._collected, {}
+        found: dict[str, Tensor] = {}
+        for name, p in self._model.named_parameters():
+            for view, share in collected.get(p.untyped_storage().data_ptr(), ()):
+                offset = view.storage_offset() - p.storage_offset()
+                if not 0 <= offset < p.numel():
+                    continue  # another parameter in the same storage
+                total_share = found.setdefault(name, torch.zeros_like(p, dtype=share.dtype, requires_grad=False))
+                # a site may have used part of the parameter, or its transpose
+                total_share.as_strided(view.shape, view.stride(), offset).add_(share.reshape(view.shape))
+        return found
+
+    def _conditioned(self, condition: Mapping[str, Any]) -> list[Any]:
+        """Let only a chosen part of the relevance through at the outputs of some modules; handles to undo it."""
+        handles = []
+        for name, part in condition.items():
+            for call in range(len(self.calls.get(name, ())) or 1):
+                for place in self._places(name, "output", call):
+                    for edge in (place.edge, *self._interceptor.folds.get(id(place.site), ())):
+                        handles.append(edge.node.register_prehook(_only(part, edge.output_nr, name)))
+        return handles
 
     def _places(self, name: str, which: str, call: int) -> list[Place]:
         calls = self.calls.get(name)
@@ -903,6 +958,8 @@ class Trace:
         account: bool,
         retain: bool,
         places: tuple[Place, ...],
+        condition: Mapping[str, Any] | None = None,
+        parameters: bool = False,
     ) -> tuple[list[Any], list[Tensor]]:
         """Maps for each start, and relevance at places inside the model (of the first start)."""
         if not self._leaves:
@@ -920,6 +977,8 @@ class Trace:
         with self._lock, torch.inference_mode(False):
             kept = Account() if account else None
             self.binding.use(chosen, kept)
+            self.binding.parameters = {} if parameters else None
+            handles = self._conditioned(condition or {})
             try:
                 values = torch.autograd.grad(
                     out,
@@ -932,7 +991,11 @@ class Trace:
                 self._unknown = list(self.binding.unknown_sites.values())
                 if kept is not None:
                     self._report = self._make_report(kept, seeds, values[: len(leaves)])
+                if parameters:
+                    self._collected = self.binding.parameters
             finally:
+                for handle in handles:
+                    handle.remove()
                 self.binding.release()
         maps = []
         for k in range(len(starts)):
@@ -997,6 +1060,25 @@ class Trace:
 
 #: Seeds by name.
 SEEDS = ("logit", "one", "contrastive")
+
+def _only(part: Any, output_nr: int, name: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """A hook that keeps the chosen part of the relevance that arrives at one output of an autograd node."""
+
+    def keep(R: Tensor) -> Tensor:
+        if callable(part):
+            return part(R)
+        if isinstance(part, Tensor) and (part.dtype == torch.bool or part.is_floating_point()):
+            return R * part.to(R.device)
+        axis = -1 if R.dim() == 3 else 1 if R.dim() > 1 else 0
+        index = torch.as_tensor(part, device=R.device).reshape(-1)
+        if index.numel() and not -R.shape[axis] <= int(index.min()) <= int(index.max()) < R.shape[axis]:
+            raise InputError(f"module {name!r} has {R.shape[axis]} channels; condition asks for {part!r}")
+        mask = torch.zeros(R.shape[axis], dtype=R.dtype, device=R.device)
+        mask[index] = 1
+        return R * mask.reshape(-1, *(1,) * (R.dim() - 1 - axis % R.dim()))
+
+    return lambda Rs: tuple(keep(R) if k == output_nr and R is not None else R for k, R in enumerate(Rs))
+
 
 #: How many times larger than the seed a map's total magnitude may be before it is called exploded.
 EXPLODED = 1e4

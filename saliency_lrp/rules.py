@@ -184,6 +184,8 @@ class _LinearRule(Rule):
             if denominator is None:
                 denominator = contributions(site, part)
             c = divide(share, denominator, self.epsilon, self.relative)
+            if site.collects:
+                site.collect_parameters(part, c)
             for a, w in part.terms:
                 message = site.transpose(c, w)
                 if a is not None:
@@ -360,8 +362,9 @@ class AlphaBeta(_LinearRule):
 class AlphaBetaX(_LinearRule):
     """iNNvestigate's AlphaBetaX: the four sign combinations of input and weight, each divided by its own sum.
 
-    ``R = α₀ P(a⁺w⁺) + α₁ P(a⁻w⁻) − β₀ P(a⁺w⁻) − β₁ P(a⁻w⁺)`` with ``P(aw)_i = Σ_j (aw)_ij R_j / s(Σ_i (aw)_ij)``.
-    The original multiplies the second term by β₁ instead of α₁; that is not reproduced.
+    ``R = α₀ P(a⁺w⁺) + α₁ P(a⁻w⁻) − β₀ P(a⁺w⁻) − β₁ P(a⁻w⁺)`` with ``P(aw)_i = Σ_j (aw)_ij R_j / s(Σ_i (aw)_ij + b±)``,
+    b⁺ in the positive combinations and b⁻ in the negative ones. The original multiplies the second term by β₁
+    instead of α₁; that is not reproduced.
 
     Parameters
     ----------
@@ -370,23 +373,28 @@ class AlphaBetaX(_LinearRule):
     """
 
     def __init__(
-        self, alpha: tuple[float, float] = (0.5, 0.5), beta: tuple[float, float] = (0.5, 0.5), epsilon: float = 1e-6
+        self,
+        alpha: tuple[float, float] = (0.5, 0.5),
+        beta: tuple[float, float] = (0.5, 0.5),
+        epsilon: float = 1e-6,
+        bias: BiasMode = "keep",
     ) -> None:
-        super().__init__(epsilon, "zero")
+        super().__init__(epsilon, bias)
         self.alpha = tuple(map(float, alpha))
         self.beta = tuple(map(float, beta))
 
     def parts(self, site: Any) -> Iterator[Part]:
-        a, w = site.input, site.weight
-        quadrants = (
-            (self.alpha[0], positive(a), positive(w)),
-            (self.alpha[1], negative(a), negative(w)),
-            (-self.beta[0], positive(a), negative(w)),
-            (-self.beta[1], negative(a), positive(w)),
+        a, w, b = site.input, site.weight, self.bias_of(site)
+        up, down = (None, None) if b is None else (positive(b), negative(b))
+        combinations = (
+            (self.alpha[0], positive(a), positive(w), up),
+            (self.alpha[1], negative(a), negative(w), up),
+            (-self.beta[0], positive(a), negative(w), down),
+            (-self.beta[1], negative(a), positive(w), down),
         )
-        for share, part_of_a, part_of_w in quadrants:
+        for share, part_of_a, part_of_w, part_of_b in combinations:
             if share:
-                yield Part([(part_of_a, part_of_w)], share=share)
+                yield Part([(part_of_a, part_of_w)], part_of_b, share=share)
 
 
 class WSquare(_LinearRule):
@@ -516,6 +524,21 @@ class Beta(_LinearRule):
         size = abs(factor)
         alone = size / (1.0 - (1.0 - size) * divide(own, own, self.epsilon)) if size else torch.zeros_like(own)
         return torch.where(other == 0, alone, factor)
+
+
+class Rectified(Rule):
+    """Positive relevance only: ``then`` gets ``max(R, 0)``.
+
+    Deep Taylor decomposition explains a rectified output: a class with a negative score has no relevance.
+    """
+
+    kinds = frozenset({"linear"})
+
+    def __init__(self, then: Rule) -> None:
+        self.then = then
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return self.then.relevance(site, positive(R))
 
 
 class SplitBatchNorm(Rule):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rules import Rule, working
+from ..rules import Part, Rule, working
 from .call import Call, tag_of
 from .registry import handles
 from .site import Site
@@ -91,6 +91,24 @@ class LinearSite(Site):
         ones = torch.ones_like(self.weight)
         fan_in = self.forward(self.ones_like_input(), ones)
         return self.transpose(amount / fan_in, ones)
+
+    # ------------------------------------------------------------------ relevance of the parameters
+
+    @property
+    def collects(self) -> bool:
+        """Whether the relevance of parameters is asked for in this backward pass."""
+        return self.binding.parameters is not None
+
+    def collect_parameters(self, part: Part, c: Tensor) -> None:
+        """Note the share of every weight in the messages, and what the bias absorbed, of one part of a rule."""
+        for a, w in part.terms:
+            with torch.enable_grad():
+                leaf = w.detach().requires_grad_(True)
+                z = self.forward(self.ones_like_input().expand_as(self.input) if a is None else a, leaf)
+            self.binding.collect(self.own_weight, w * torch.autograd.grad(z, leaf, c)[0])
+        if part.bias is not None and self.own_bias is not None:
+            absorbed = (self.as_output(part.bias) * c).transpose(self.channel_axis, -1)
+            self.binding.collect(self.own_bias, absorbed.reshape(-1, self.own_bias.shape[-1]).sum(0))
 
     # ------------------------------------------------------------------ a folded batch norm, taken apart again
 
