@@ -26,7 +26,6 @@ _PUBLIC = {
     "list_composites": "composites",
     "LrpExplainer": "explainers.lrp",
     "RelevancePropagator": "propagator",
-    "evaluate": "evaluation",
 }
 _MODULES = ("composites", "images", "inverter_util", "rules")
 

@@ -277,11 +277,11 @@ def _prepare(
 def _ask(model: nn.Module, x: Tensor, label: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
     """Run the model once: check what it says, settle the label, look up names and scores."""
     question = Question(model, label)
-    with untouched(model), torch.no_grad():
+    with untouched(model):
         question.settle(x)
-        if callable(label):
-            return label, {}
-        scores = question.forward(x)[0].double()
+    if callable(label):
+        return label, {}
+    scores = question.scores[0].double()
     index = int(question.target[0])
     names = names if names is not None else _class_names(model)
     shares = (

@@ -195,6 +195,7 @@ class Question:
         self.model = model
         self.label = label
         self.target: Tensor | None = None
+        self.scores: Tensor | None = None  # what the first pass gave
 
     def forward(self, x: Tensor) -> Tensor:
         """What captum calls: (N, C) class scores, or (N,) for a callable label."""
@@ -215,6 +216,7 @@ class Question:
         scores = self.forward(x)
         if self.target is None:
             check_output(scores)
+            self.scores = scores.detach()
         if callable(self.label):
             self.target = torch.zeros(x.shape[0], dtype=torch.long)
             return scores
