@@ -11,8 +11,8 @@ interception on, so that they become sites that rules are bound to:
 * Initial states count as inputs. Where the model made them up (zeros), what reaches them ends there, and the account
   shows it among the constants.
 
-Rules for a model's first layer (flat, w², z^B) are about pixels. A recurrent layer, whose linear map reads its own state
-too, never counts as such: it takes the composite's rule for dense layers.
+Rules for a model's first layer (flat, w², z^B) are about pixels. A recurrent layer, whose linear map reads its own
+state too, never counts as such: it takes the composite's rule for dense layers.
 """
 
 from __future__ import annotations
@@ -175,6 +175,10 @@ class ResetLinear(Dense):
 
     def as_output(self, b: Tensor) -> Tensor:
         return b
+
+    def spread(self, amount: Tensor) -> Tensor:
+        fan_in = self.own_weight.shape[1]
+        return (amount.sum(-1, keepdim=True) / fan_in).expand(*amount.shape[:-1], fan_in)
 
 
 @handles(reset_linear)
