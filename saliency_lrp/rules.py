@@ -91,9 +91,14 @@ def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False) -> Tens
     if epsilon == 0:
         return torch.where(z == 0, torch.zeros_like(z), R / torch.where(z == 0, torch.ones_like(z), z))
     s = stabilize(z, epsilon, relative)
-    if R.dtype == s.dtype and R.shape == s.shape and not torch._C._functorch.is_batchedtensor(R):
+    if R.dtype == s.dtype and R.shape == s.shape and not batched(R):
         return torch.div(R, s, out=s)  # s is ours: one pass over fresh memory less
     return R / s
+
+
+def batched(t: Tensor) -> bool:
+    """Whether several backward passes run as one; autograd's own batching is the older kind."""
+    return torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
 
 
 def working(t: Tensor) -> Tensor:
