@@ -405,21 +405,45 @@ INNVESTIGATE: dict[str, Callable[..., Rule]] = {
     "lrp.z_plus_fast": lambda: r.ZPlus(1e-12, "zero"),
 }
 
+
+
+def apart(selector: Selector, rule: Rule, batch_norm: Rule | None = None) -> list[Row]:
+    """Rows in which a batch norm is a layer of its own, as in iNNvestigate, by the same or another rule."""
+    return [
+        (selector, r.SplitBatchNorm(batch_norm if batch_norm is not None else rule, then=rule)),
+        (selector, rule),
+    ]
+
+
+def _analyzer(name: str, rule: Callable[..., Rule]) -> Callable[..., Composite]:
+    def build(input_layer_rule: Rule | None = None, **options: Any) -> Composite:
+        one = rule(**options)
+        rows = [] if input_layer_rule is None else apart(first(), input_layer_rule, batch_norm=one)
+        return Composite(rows + apart(kind("linear"), one), defaults(1e-12), name)
+
+    return build
+
+
 for _name, _rule in INNVESTIGATE.items():
-    register(
-        _name,
-        lambda _name=_name, _rule=_rule, **options: Composite(
-            [(kind("linear"), _rule(**options))], defaults(1e-12), _name
-        ),
-    )
+    register(_name, _analyzer(_name, _rule))
+
+#: rule of a batch norm in the presets
+_PRESET_BATCH_NORM = r.AlphaBetaX((2, 0), (1, 0), 1e-12)
 
 
 def _preset(name: str, convolution: Rule, flat: Selector | None) -> Callable[..., Composite]:
-    def build(epsilon: float = 0.1, until_idx: int | None = None) -> Composite:
-        selector = until(until_idx) if until_idx is not None else flat
-        rows = [] if selector is None else [(selector, r.Flat(1e-12))]
-        rows += [(family("convolution"), convolution), (family("dense"), r.Epsilon(epsilon))]
-        return Composite(rows, defaults(1e-12), name)
+    def build(
+        epsilon: float = 0.1, until_layer_idx: int | None = None, input_layer_rule: Rule | None = None
+    ) -> Composite:
+        selector = until(until_layer_idx) if until_layer_idx is not None else flat
+        rows: list[Row] = []
+        if input_layer_rule is not None:
+            rows += apart(first(), input_layer_rule, _PRESET_BATCH_NORM)
+        if selector is not None:
+            rows += apart(selector, r.Flat(1e-12), _PRESET_BATCH_NORM)
+        rows += apart(family("convolution"), convolution, _PRESET_BATCH_NORM)
+        rows += apart(family("dense"), r.Epsilon(epsilon), _PRESET_BATCH_NORM)
+        return Composite([*rows, (family("batch_norm"), _PRESET_BATCH_NORM)], defaults(1e-12), name)
 
     return build
 
@@ -436,17 +460,27 @@ register(
 )
 
 
+AVERAGES = tuple(f"{kind_of}avg_pool{n}d" for kind_of in ("", "adaptive_") for n in (1, 2, 3))
+
+
+def _deep_taylor(name: str, input_rule: Rule | None) -> Composite:
+    """z⁺ without bias, w² at batch norms, equal shares in average pooling; relevance is never negative."""
+    batch_norm, z_plus = r.WSquare(1e-12), r.Rectified(r.ZPlus(1e-12, "zero"))
+    rows = [] if input_rule is None else apart(first(), r.Rectified(input_rule), batch_norm)
+    rows += [(family("batch_norm"), batch_norm), *apart(kind("linear"), z_plus, batch_norm)]
+    return Composite([*rows, (op(*AVERAGES), r.Gradient())], defaults(1e-12), name)
+
+
 @_composite("deep_taylor")
 def deep_taylor() -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ without bias on every linear site."""
-    return Composite([(kind("linear"), r.ZPlus(1e-12, "zero"))], defaults(1e-12), "deep_taylor")
+    return _deep_taylor("deep_taylor", None)
 
 
 @_composite("deep_taylor_bounded")
 def deep_taylor_bounded(low: float | Tensor = -1.0, high: float | Tensor = 1.0) -> Composite:
     """Like deep_taylor, z^B on the first layer, for inputs in [low, high]."""
-    rows = [(first(), r.ZBox(low, high, 1e-12)), (kind("linear"), r.ZPlus(1e-12, "zero"))]
-    return Composite(rows, defaults(1e-12), "deep_taylor_bounded")
+    return _deep_taylor("deep_taylor_bounded", r.ZBox(low, high, 1e-12))
 
 
 register("deep_taylor.bounded", COMPOSITES["deep_taylor_bounded"])  # iNNvestigate's spelling

@@ -161,8 +161,7 @@ class SentenceModel(nn.Module):
 
 
 def arras_composite(case: dict) -> Composite:
-    bias = "distribute" if case["bias_factor"] else "keep"
-    return composites.get("lstm_arras", epsilon=case["eps"], bias=bias)
+    return composites.get("arras", epsilon=case["eps"], bias_factor=case["bias_factor"])
 
 
 @pytest.mark.parametrize("case", cases("arras_lstm", lambda c: c["kind"] == "lstm"))
@@ -249,21 +248,23 @@ def rule_of(name: str) -> rules.Rule:
     }[name]
 
 
-def input_layer(rule: str | list | None) -> Composite:
-    """iNNvestigate's option input_layer_rule."""
+def input_layer(kwargs: dict) -> dict:
+    """iNNvestigate's option input_layer_rule: a name, or bounds."""
+    rule = kwargs.get("input_layer_rule")
     if rule is None:
-        return Composite([])
+        return kwargs
     made = rule_of(rule) if isinstance(rule, str) else rules.ZBox(*map(float, rule), TINY)
-    return Composite([(composites.first(), made)])
+    return {**kwargs, "input_layer_rule": made}
 
 
-def lrp_class(rule: str, bn_layer_rule: str | None = "Z", input_layer_rule: object = None, **_: object) -> Composite:
-    """The class LRP: one rule, and one for batch norms: its own reversal where None, else folded."""
+def lrp_class(rule: str, bn_layer_rule: str | None = "Z", input_layer_rule: rules.Rule | None = None, **_: object):
+    """The class LRP: one rule, and one for batch norms; None is their own reversal."""
     one = rule_of(rule)
     if bn_layer_rule is None:
-        reverse = rules.BatchNormReverse(then=one)
-        return Composite([(composites.kind("linear"), reverse), (composites.kind("linear"), one)])
-    return composites.get(one) | input_layer(input_layer_rule)
+        return Composite([(composites.kind("linear"), r) for r in (rules.BatchNormReverse(then=one), one)])
+    of_batch_norm = rule_of(bn_layer_rule)
+    rows = [] if input_layer_rule is None else composites.apart(composites.first(), input_layer_rule, of_batch_norm)
+    return Composite(rows + composites.apart(composites.kind("linear"), one, of_batch_norm))
 
 
 #: authors' class names of the older references
@@ -285,14 +286,28 @@ GRADIENT_SEEDS = {"deconvnet": "logit", "guided_backprop": "logit"}
 def analyzer(case: dict) -> Composite:
     """The composite of a case's analyzer."""
     name, kwargs = CLASSES.get(case["analyzer"], case["analyzer"]), dict(case["kwargs"])
+    kwargs = input_layer(kwargs)
     if name == "lrp (class LRP)":
         return lrp_class(**kwargs)
-    first = input_layer(kwargs.pop("input_layer_rule", None))
     if name in ("deconvnet", "guided_backprop"):
         return composites.get(name)
     if name in ("gradient", "input_t_gradient", "integrated_gradients", "smoothgrad"):
         return composites.get("gradient")
-    return composites.get(name, **kwargs) | first
+    made = composites.get(name, **kwargs)
+    return made | plain_gradients_of_deep_taylor(made) if name.startswith("deep_taylor") else made
+
+
+def plain_gradients_of_deep_taylor(composite: Composite) -> Composite:
+    """What the original leaves to the gradient, so that relevance is not conserved there: additions, batch norms and
+    ReLUs that are layers of their own (``r1`` in its nets). Here they share, fold and pass it.
+    """
+    gradient = rules.Gradient()
+    linear = [
+        (selector, rules.SplitBatchNorm(gradient, rule.then))
+        for selector, rule in composite.rows
+        if isinstance(rule, rules.SplitBatchNorm)
+    ]
+    return Composite([("r1", gradient), (composites.op("add"), gradient), *linear])
 
 
 def attribute(model: nn.Module, x: Tensor, target: object, case: dict, noise: Tensor | None = None) -> Tensor:
@@ -326,20 +341,27 @@ def target_of(model: nn.Module, x: Tensor, case: dict) -> object:
         return model(x).argmax(1)
 
 
+def is_innvestigate_target(case: dict) -> bool:
+    # the fast z+ rule assumes non-negative inputs of every layer, and what goes into a batch norm is signed
+    return clean(case) and not (case["analyzer"] == "lrp.z_plus_fast" and case["net"].startswith("cnn_bn"))
+
+
 @both_dtypes
-@pytest.mark.parametrize("case", cases("innvestigate", clean))
+@pytest.mark.parametrize("case", cases("innvestigate", is_innvestigate_target))
 def test_innvestigate(case, dtype):
     model = golden_nets.innvestigate_net(case["net"], dtype)
     x = role("innvestigate", case, "x", dtype)
     noise = role("innvestigate", case, "noise", dtype) if "noise" in case["arrays"] else None
     got = attribute(model, x, target_of(model, x, case), case, noise)
     # with another reference input the original's float64 run is a float32 one somewhere (README)
-    loose = "reference_inputs" in case["kwargs"]
+    rtol = 1e-7 if "reference_inputs" in case["kwargs"] else 1e-9
+    if case["kwargs"].get("bn_layer_fuse_mode") == "two_linear":
+        rtol = 1e-5  # the original's batch norm is two layers there, each with a stabiliser of 1e-7
     if "z_plus_fast" in case["analyzer"]:  # assumes non-negative inputs: only sample 2 has them
         want = role("innvestigate", case, "R_in_f64")
         assert_golden(got[2], want[2], rtol=1e-9 if dtype == F64 else 1e-4)
     else:
-        check("innvestigate", case, dtype, got, rtol=1e-7 if loose else 1e-9)
+        check("innvestigate", case, dtype, got, rtol)
 
 
 @pytest.mark.parametrize("case", cases("innvestigate", lambda c: clean(c) and "R_at_node_output_f64" in c))
@@ -348,8 +370,8 @@ def test_innvestigate_relevance_at_nodes(case):
     x = role("innvestigate", case, "x")
     trace = RelevancePropagator(model, analyzer(case)).trace(x)
     for node, key in case["R_at_node_output_f64"].items():
-        if node == "in":
-            continue
+        if node == "in" or (node == "c1" and hasattr(model, "b1")):
+            continue  # a layer and its batch norm are one site: nothing is read between them
         name = f"{node}_act" if hasattr(model, f"{node}_act") else node
         got = trace.layer_relevance(name, target=target_of(model, x, case), which="output")
         want = tensor("innvestigate", case["npz"], key)
@@ -367,15 +389,26 @@ class OneLayer(nn.Module):
         return self.activation(self.layer(x)).flatten(1)
 
 
+class OnChannels(nn.Module):
+    """A dense layer on the channels of every pixel."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.movedim(1, -1)).movedim(-1, 1)
+
+
 def authors_layer(case: dict) -> nn.Module:
     kind, _, activation = case["layer"].partition("_")
     if kind.endswith("Pooling2D"):
         return OneLayer({"Max": nn.MaxPool2d, "Average": nn.AvgPool2d}[kind.removesuffix("Pooling2D")](2), False)
     w, b = (role("innvestigate", case, name) for name in ("weight", "bias"))
-    w = w.reshape(*w.shape[:2], *(w.shape[2:] or (1, 1)))
-    layer = nn.Conv2d(w.shape[1], w.shape[0], w.shape[2:], dtype=F64)
+    dense = w.dim() == 2
+    layer = nn.Linear(w.shape[1], w.shape[0]) if dense else nn.Conv2d(w.shape[1], w.shape[0], w.shape[2:])
     layer.weight.data, layer.bias.data = w, b
-    return OneLayer(layer, activation == "relu")
+    return OneLayer(OnChannels(layer) if dense else layer, activation == "relu")
 
 
 @pytest.mark.parametrize("case", cases("innvestigate", clean, "authors_references.json"))
