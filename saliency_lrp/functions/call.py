@@ -42,13 +42,15 @@ class _Node(torch.autograd.Function):
     """The autograd node of a site: forward is the original call, backward hands relevance on."""
 
     @staticmethod
-    def forward(ctx: Any, site: Site, run: Callable[[], Any], dirty: Tensor | None, *activations: Tensor) -> Any:
+    def forward(ctx: Any, site: Site, run: Callable[[], Any], written: int | None, *activations: Tensor) -> Any:
+        """``written``: which activation, counted in the site's order, the call writes into; it is passed first."""
         ctx.set_materialize_grads(False)
         ctx.site = site
         ctx.n = len(activations)
+        ctx.written = written
         out = run()
-        if dirty is not None:
-            ctx.mark_dirty(dirty)
+        if written is not None:
+            ctx.mark_dirty(activations[0])
         return out
 
     @staticmethod
@@ -56,7 +58,12 @@ class _Node(torch.autograd.Function):
         if all(r is None for r in R):
             return (None,) * (3 + ctx.n)
         R_in = ctx.site.propagate(R[0] if len(R) == 1 else R)
-        return (None, None, None, *R_in)
+        k = ctx.written
+        if k is None:
+            return (None, None, None, *R_in)
+        # a view must get zeros rather than None, or autograd drops what belongs to the rest of its base
+        target = torch.zeros_like(R[0]) if R_in[k] is None and R[0] is not None else R_in[k]
+        return (None, None, None, target, *R_in[:k], *R_in[k + 1 :])
 
 
 class Call:
@@ -165,13 +172,16 @@ class Call:
             site.saved = [t.detach() for t in tensors]
             for k, t in enumerate(site.saved):
                 tracer.remember(t, site, k)
-        target = self.args[0] if self.inplace else None
-        if target is not None:
+        written = None
+        if self.inplace:
+            target = self.args[0]
             tracer.before_write(target)
-            if not any(target is t for t in tensors):
+            written = next((k for k, t in enumerate(tensors) if t is target), None)
+            if written is None:
                 # a constant buffer that an activation is written into
-                tensors = [target, *tensors]
-                site = _Overwriting(site, self)
+                tensors, site, written = [target, *tensors], _Overwriting(site, self), 0
+            # autograd knows the tensor that is written into, if that is a view, by its place: the first
+            tensors = [tensors[written], *tensors[:written], *tensors[written + 1 :]]
 
         def run() -> Tensor:
             out = self.func(*self.args, **self.kwargs)
@@ -180,7 +190,7 @@ class Call:
                 tracer.remember(site.result, site, -1)
             return out
 
-        out = _Node.apply(site, run, target, *tensors)
+        out = _Node.apply(site, run, written, *tensors)
         for t in out if isinstance(out, tuple) else (out,):
             if isinstance(t, Tensor) and t.requires_grad:
                 tracer.tag(t, Tag(tracer.token, site, gate, nonnegative))
