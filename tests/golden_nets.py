@@ -12,9 +12,9 @@ from tests.golden import array, manifest
 def load(model: nn.Module, family: str, npz: str, params: dict[str, str], dtype: torch.dtype) -> nn.Module:
     """Fill a model's parameters from stored arrays, strictly, and put it in eval mode."""
     state = {name: torch.from_numpy(array(family, npz, key)) for name, key in params.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing, unexpected = model.to(dtype).load_state_dict(state, strict=False)  # in this order: weights may be float64
     assert not unexpected and all("num_batches" in name for name in missing), (missing, unexpected)
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def layer(spec: tuple[str, dict], family: str, case: dict, dtype: torch.dtype) -> nn.Module:
