@@ -160,16 +160,13 @@ class SentenceModel(nn.Module):
         return self.linear(torch.cat([h[0], h[1]], dim=1))
 
 
-def arras_composite(case: dict) -> Composite:
-    return composites.get("arras", epsilon=case["eps"], bias_factor=case["bias_factor"])
-
-
 @pytest.mark.parametrize("case", cases("arras_lstm", lambda c: c["kind"] == "lstm"))
 def test_arras_lstm(case):
     made = manifest("arras_lstm")["models"][case["model"]]
     net = SentenceModel(made["d"], made["e"], made["C"])
     net = golden_nets.load(net, "arras_lstm", case["npz"], made["params_torch_layout"], F64)
-    trace = RelevancePropagator(net, arras_composite(case)).trace(role("arras_lstm", case, "x"))
+    composite = composites.get("arras", epsilon=case["eps"], bias_factor=case["bias_factor"])
+    trace = RelevancePropagator(net, composite).trace(role("arras_lstm", case, "x"))
     assert_golden(trace.output[0], role("arras_lstm", case, "scores"))
     got = trace.relevance(target=case["class"])
     assert_golden(got, role("arras_lstm", case, "Rx") + role("arras_lstm", case, "Rx_rev"))
