@@ -17,26 +17,34 @@ cr = pytest.importorskip("captum.attr._utils.lrp_rules")
 
 EPSILON = 1e-9  # captum's stabiliser
 
+
+class Headed(nn.Module):
+    """Features, flattened by a function (captum has no rule for nn.Flatten), and a dense layer."""
+
+    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
 NETS: dict[str, Callable[[bool], nn.Module]] = {
     "mlp": lambda b: nn.Sequential(
         nn.Linear(8, 10, bias=b), nn.ReLU(), nn.Linear(10, 6, bias=b), nn.Tanh(), nn.Linear(6, 3, bias=b)
     ),
-    "cnn": lambda b: nn.Sequential(
-        nn.Conv2d(2, 5, 3, padding=1, bias=b), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 4, 2, groups=1, bias=b),
-        nn.ReLU(), nn.AvgPool2d(2), nn.Dropout(0.3), Flat(), nn.Linear(4, 3, bias=b),
+    "cnn": lambda b: Headed(
+        nn.Sequential(
+            nn.Conv2d(2, 5, 3, padding=1, bias=b), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 4, 2, bias=b), nn.ReLU(),
+            nn.AvgPool2d(2), nn.Dropout(0.3),
+        ),
+        nn.Linear(4, 3, bias=b),
     ),
-    "batch_norm": lambda b: nn.Sequential(
-        nn.Conv2d(2, 4, 3, bias=b), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), Flat(),
+    "batch_norm": lambda b: Headed(
+        nn.Sequential(nn.Conv2d(2, 4, 3, bias=b), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
         nn.Linear(16, 3, bias=b),
     ),
 }  # fmt: skip
-
-
-class Flat(nn.Dropout):
-    """captum has no rule for nn.Flatten; as a kind of Dropout it is passed."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
 
 
 # name: ours, captum's
