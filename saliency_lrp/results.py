@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _PANEL = (4.3, 3.7)  # inches
 _NOTE = (
     "Colours are clipped at the {:g}th percentile of |relevance| of each map; opacity follows |relevance|.\n"
-    "Blue speaks against the class, red for it; maps without a sign run from blue (none) to yellow (most)."
+    "Blue speaks against the class, red for it; maps without a sign run from blue (none) to yellow (most). "
+    "A dashed frame shows what the model saw."
 )
 
 
@@ -315,23 +316,39 @@ def _draw_panel(figure: Figure, axes: Axes, result: Any) -> None:
     if picture is not None and values.ndim == 2:
         axes.imshow(images.backdrop(picture), interpolation="nearest")
         values = _fit(values, (picture.height, picture.width))
+        _draw_frame(axes, getattr(result, "geometry", None))
     drawn = _draw_map(axes, values, see_through=picture is not None)
-    signed = images.is_signed(values)
-    limit = drawn.norm.vmax
-    bar = figure.colorbar(
-        drawn, ax=axes, fraction=0.046, pad=0.03, ticks=[-limit, 0, limit] if signed else [0, limit]
-    )
-    numbers = [-limit, 0, limit] if signed else [0, limit]
-    words = ["against", "", "for"] if signed else ["none", "most"]
-    bar.ax.set_yticklabels(
-        [f"{n:.2g}\n{w}" if w else f"{n:.2g}" for n, w in zip(numbers, words, strict=True)], fontsize=8
-    )
+    _draw_bar(figure, axes, drawn, signed=images.is_signed(values))
     warnings = getattr(result, "warnings", ())
     conserved = getattr(result, "conserved", None)
     if warnings:
         axes.set_xlabel(textwrap.fill("! " + "; ".join(warnings), 55)[:220], fontsize=8, color="#a33")
     elif conserved is not None:
         axes.set_xlabel(f"sums to {conserved:.0%} of what was explained", fontsize=8)
+
+
+def _draw_frame(axes: Axes, geometry: images.Geometry | None) -> None:
+    """Mark the part of the picture that the model saw, where that is not all of it."""
+    from matplotlib.patches import Rectangle
+
+    if geometry is None:
+        return
+    (height, width), (top, left, bottom, right) = geometry.raw, geometry.box
+    top, bottom = np.clip(sorted((top, bottom)), 0, height)
+    left, right = np.clip(sorted((left, right)), 0, width)
+    if (bottom - top) * (right - left) < 0.98 * height * width:
+        corner = (left - 0.5, top - 0.5)  # pixel centres are at whole numbers
+        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color="#333", lw=0.8, ls="--"))
+
+
+def _draw_bar(figure: Figure, axes: Axes, drawn: Any, signed: bool) -> None:
+    """A colour bar as high as the picture, its ends said in words."""
+    limit = drawn.norm.vmax
+    numbers = [-limit, 0, limit] if signed else [0, limit]
+    words = ["against", "", "for"] if signed else ["none", "most"]
+    labels = [f"{n:.2g}\n{w}" if w else f"{n:.2g}" for n, w in zip(numbers, words, strict=True)]
+    bar = figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0, 0.045, 1)), ticks=numbers)
+    bar.ax.set_yticklabels(labels, fontsize=8)
 
 
 def _draw_map(axes: Axes, values: np.ndarray, see_through: bool) -> Any:

@@ -99,7 +99,7 @@ def test_names_from_the_user_are_escaped():
 
 def test_figure(results):
     figure = get_image_saliency_plot(results, cols=2)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["lrp", "gradcam", "saliency"]
     assert results[0].class_name in figure.get_suptitle() and "best other" in figure.get_suptitle()
     assert "99.5th percentile" in figure.get_supxlabel()
@@ -112,7 +112,8 @@ def test_signed_colours_are_symmetric_about_zero():
     values = np.zeros((8, 8))
     values[0, 0], values[7, 7] = 2.0, -1.0
     figure = get_image_saliency_plot([_result(values)], cols=1)
-    axes, bar = figure.axes
+    (axes,) = figure.axes
+    (bar,) = axes.child_axes
     rgba = axes.images[-1].get_array()
     limit = images.clip_value(values)
     assert [label.get_text().split("\n")[-1] for label in bar.get_yticklabels()] == ["against", "0", "for"]
@@ -123,12 +124,22 @@ def test_signed_colours_are_symmetric_about_zero():
 
 def test_unsigned_maps_start_at_zero():
     figure = get_image_saliency_plot([_result(np.arange(16.0).reshape(4, 4))], cols=1)
-    assert figure.axes[1].get_ylim()[0] == 0
+    assert figure.axes[0].child_axes[0].get_ylim()[0] == 0
+
+
+def test_the_frame_shows_what_the_model_saw():
+    made = _result(np.eye(8))
+    made.geometry = images.Geometry((8, 8), (1.0, 2.0, 7.0, 6.0))
+    (axes,) = get_image_saliency_plot([made], cols=1).axes
+    (frame,) = axes.patches
+    assert frame.get_bbox().bounds == (1.5, 0.5, 4.0, 6.0)
+    made.geometry = images.Geometry.whole((8, 8))
+    assert not get_image_saliency_plot([made], cols=1).axes[0].patches
 
 
 def test_maps_that_are_no_picture():
     made = ImageSaliencyResult(None, np.linspace(0, 1, 5), "row")
-    assert len(get_image_saliency_plot([made], cols=1).axes) == 2
+    assert get_image_saliency_plot([made], cols=1).axes[0].images
     constant = _result(np.zeros((4, 4)))
     assert get_image_saliency_plot([constant], cols=1).axes
 

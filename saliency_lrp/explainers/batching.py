@@ -16,7 +16,7 @@ _watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("watcher", 
 T = TypeVar("T")
 
 # Larger batches bring nothing on a CPU and only cost cache misses.
-_MOST = {"cpu": 32, "cuda": 256}
+_MOST = {"cpu": 16, "cuda": 256}
 _CPU_BUDGET = 1 << 30
 
 
