@@ -114,6 +114,14 @@ def defaults(epsilon: float = 1e-12) -> list[Row]:
     ]
 
 
+def defaults_for(rule: Rule, epsilon: float = 1e-12) -> list[Row]:
+    """The defaults beside a rule on linear sites: where it spreads what biases take, sums do so, too."""
+    rows = defaults(epsilon)
+    if getattr(rule, "bias", "keep") == "distribute":
+        return [(kind("sum"), r.Norm(epsilon, bias="distribute")), *rows]
+    return rows
+
+
 class Composite:
     """A table from selectors to rules.
 
@@ -211,7 +219,7 @@ def get(composite: str | Composite | Rule | None, **options: Any) -> Composite:
     if isinstance(composite, type) and issubclass(composite, Rule):
         composite = composite()
     if isinstance(composite, Rule):
-        return Composite([(kind("linear"), composite)], name=repr(composite))
+        return Composite([(kind("linear"), composite)], defaults_for(composite), repr(composite))
     if not isinstance(composite, str) or composite not in COMPOSITES:
         raise unknown_name("composite", composite, COMPOSITES)
     try:
@@ -238,13 +246,14 @@ def convolution_and_dense(
     """One rule for convolutions, one for dense layers, and perhaps one for the first layer."""
     rows = [] if first_row is None else [first_row]
     rows += [(family("convolution"), convolution), (family("dense"), dense)]
-    return Composite(rows, defaults(epsilon), name)
+    return Composite(rows, defaults_for(dense, epsilon), name)
 
 
 @_composite("epsilon")
 def epsilon(epsilon: float = 1e-9, bias: BiasMode = "keep") -> Composite:
     """LRP-ε on every linear site, AttnLRP in attention."""
-    return Composite([(kind("linear"), r.Epsilon(epsilon, bias=bias))], name="epsilon")
+    rule = r.Epsilon(epsilon, bias=bias)
+    return Composite([(kind("linear"), rule)], defaults_for(rule), "epsilon")
 
 
 @_composite("attnlrp")
