@@ -26,7 +26,7 @@ from tests.golden import DATA, tensor
 KNOWN = {d["id"]: d for d in json.loads((DATA / "known_defects.json").read_text())["known_defects"]}
 CHECKS: dict[str, Callable[[], None]] = {}
 
-# Packaging of the original, or a rule that is not offered here: nothing to compute.
+# Packaging of the original: nothing to compute.
 DOCUMENTED_ONLY = {"arras_lstm.code_package"}
 
 
@@ -166,6 +166,13 @@ def _():
     close(lrp(net, x, "lrp.alpha_1_beta_0"), [[0.5, 0.5]])
     close(lrp(net, x, "lrp.alpha_2_beta_1"), [[1.0, 1.0]])
     close(lrp(net, x, "lrp.alpha_1_beta_0_IB"), [[0.5, 0.5]])
+
+
+@defect("innvestigate.alphabetax_alpha1")
+def _():
+    layer, x = linear([[1.0, -1.0]]), T([[1.0, -1.0]])
+    close(lrp(layer, x, rules.AlphaBetaX(alpha=(1, 1), beta=(0, 0))), [[2.0, 2.0]])
+    close(lrp(layer, x, rules.AlphaBetaX(alpha=(1, 0), beta=(0, 1))), [[2.0, 0.0]])
 
 
 @defect("innvestigate.augment_positional")
