@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, ModelCallError
 from .untouched import untouched
 
 Target = int | Tensor | Sequence[int] | Callable[[Any], Tensor] | None
@@ -92,7 +92,8 @@ def run_model(model: nn.Module, x: Tensor) -> Any:
         hint = ""
         if conv is not None and x.ndim > 1 and x.shape[1] != conv.in_channels:
             hint = f" Its first convolution takes {conv.in_channels} channels, the input has {x.shape[1]}."
-        raise InputError(
+        kind = ModelCallError if isinstance(error, RuntimeError) else InputError
+        raise kind(
             f"{type(model).__name__} could not run on an input of shape {tuple(x.shape)}.{hint} "
             f"It said: {error}"
         ) from error
