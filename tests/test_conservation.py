@@ -73,10 +73,12 @@ class Graph(nn.Module):
 
 NETS: dict[str, Callable[[bool], nn.Module]] = {
     "mlp": lambda b: nn.Sequential(
-        nn.Flatten(), nn.Linear(128, 16, bias=b), nn.ReLU(), nn.Linear(16, 12, bias=b), nn.GELU(), nn.Linear(12, 5, bias=b)
+        nn.Flatten(), nn.Linear(128, 16, bias=b), nn.ReLU(), nn.Linear(16, 12, bias=b), nn.GELU(),
+        nn.Linear(12, 5, bias=b),
     ),
     "cnn": lambda b: nn.Sequential(
-        nn.Conv2d(2, 6, 3, stride=2, padding=1, bias=b), nn.LeakyReLU(), nn.Conv2d(6, 6, 3, groups=2, bias=b), nn.ReLU(),
+        nn.Conv2d(2, 6, 3, stride=2, padding=1, bias=b), nn.LeakyReLU(),
+        nn.Conv2d(6, 6, 3, groups=2, bias=b), nn.ReLU(),
         nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(24, 5, bias=b),
     ),
     "graph": Graph,
