@@ -292,7 +292,9 @@ class Board {
     this.live = model.get("live");
     this.root = h("section", { className: "saliency" });
     this.root.setAttribute("aria-label", "saliency comparison");
-    this.root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab takes Enter and letters for its own
+    // or JupyterLab takes Enter, arrows and letters for its own; Ctrl+S and the like are left to it
+    this.root.dataset.lmSuppressShortcuts = "true";
+    this.root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey) event.stopPropagation(); });
     this.grid = h("div", { className: "saliency-grid" });
     this.channelStrip = h("div", { className: "saliency-channels", hidden: true });
     this.channelStrip.setAttribute("role", "group");
@@ -508,7 +510,8 @@ class Board {
     this.topSelect = h("select", { onchange: (event) => this.ask("target", Number(event.target.value)) });
     const listId = `saliency-${Math.random().toString(36).slice(2)}`;
     this.names = h("datalist", { id: listId });
-    this.search = h("input", { type: "search", placeholder: "name or number", onchange: () => this.searched() });
+    this.search = h("input", { type: "search", placeholder: "name or number", onchange: () => this.searched(),
+      onkeydown: (event) => { if (event.key === "Enter") this.searched(); } });
     this.search.setAttribute("list", listId);
     this.ruleSelect = h("select", { onchange: (event) => this.ask("rule", event.target.value) });
     this.layerSlider = h("input", { type: "range", min: 0, step: 1,
