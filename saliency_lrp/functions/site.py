@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -66,6 +66,8 @@ class Site:
     #: Whether rules may ask for inputs / output; a site that never needs one does not keep its memory alive.
     keeps_inputs: ClassVar[bool] = True
     keeps_output: ClassVar[bool] = True
+    #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
+    takes_several: bool = False
 
     def __init__(self, call: Call) -> None:
         self.op = call.name
@@ -127,6 +129,8 @@ class Site:
             leaves = [t.detach().requires_grad_(True) for t in self.inputs]
             # a fresh alias each: an in-place call must not write into a leaf
             out = self.call([leaf.clone() if self.op.endswith("_") else leaf for leaf in leaves])
+        if not out.requires_grad:
+            return (None,) * len(leaves)  # torch has no derivative of it
         return torch.autograd.grad(out, leaves, c.to(out.dtype), allow_unused=True)
 
     def call(self, tensors: list[Tensor]) -> Any:
@@ -137,7 +141,7 @@ class Site:
 
     def pass_through(self, R: Tensor) -> tuple[Tensor | None, ...]:
         """The relevance as it is, for one-to-one functions."""
-        if self.arity != 1 or self.inputs[0].shape != R.shape:
+        if self.arity != 1 or self.inputs[0].shape != R.shape[R.dim() - self.inputs[0].dim() :]:
             raise InputError(
                 f"the rule Pass needs an output of the input's shape, but {self.describe()} maps "
                 f"{[tuple(a.shape) for a in self.inputs]} to {tuple(R.shape)}; use another rule for it"
@@ -151,6 +155,18 @@ class Site:
         if binding.account is not None:
             binding.account.add(self, R, R_in)
         return R_in
+
+    def propagate_several(self, R: Any) -> Sequence[Tensor | None]:
+        """As :meth:`propagate`, for relevance of several maps (the first axis) of one forward pass."""
+        rule = self.binding.rule_for(self)
+        if self.takes_several and rule.takes_several:
+            return rule.relevance(self, R)
+        if isinstance(R, tuple):  # one for each output, None where no relevance arrived
+            maps: Any = [tuple(None if r is None else r[k] for r in R) for k in range(self.binding.maps)]
+        else:
+            maps = R
+        found = zip(*(rule.relevance(self, r) for r in maps), strict=True)
+        return [None if parts[0] is None else torch.stack(parts) for parts in found]
 
     def describe(self) -> str:
         """``"relu at 'layer1.0'"``."""
