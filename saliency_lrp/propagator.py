@@ -101,6 +101,8 @@ class Binding:
         self.account: Account | None = None
         self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
+        #: how many maps the backward pass makes at once
+        self.maps = 1
         self.unknown_sites: dict[int, Site] = {}
         self._rules: dict[Site, Rule] = {}
 
@@ -398,6 +400,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 _flags[model] = (count - 1, flags)
 
 
+def forget_graphs(model: nn.Module) -> None:
+    """Take the graph off activations that the model keeps (states, caches, buffers): it would live as long as they do."""
+
+    def plain(t: Tensor) -> Tensor:
+        return t.detach() if hasattr(t, TAG) else t
+
+    for module in model.modules():
+        for buffer in module._buffers.values():
+            if buffer is not None and buffer.grad_fn is not None and not buffer._is_view():
+                buffer.detach_()
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor | list | tuple | dict) and name not in MODULE_TABLES:
+                if any(hasattr(t, TAG) for t in tree_leaves(value) if isinstance(t, Tensor)):
+                    vars(module)[name] = tree_map_only(Tensor, plain, value)
+
+
+#: What every module has.
+MODULE_TABLES = frozenset(vars(nn.Module()))
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DataParallel, DistributedDataParallel and torch.compile; an error for what cannot be explained."""
     while True:
@@ -433,7 +455,7 @@ class Place:
 
     def __init__(self, t: Tensor, site: Site | None) -> None:
         self.edge = get_gradient_edge(t)
-        self.like = t.detach().new_empty(1).expand(t.shape)
+        self.like = t.detach().new_empty(()).expand(t.shape)
         #: the site that made it
         self.site = site
 
@@ -617,6 +639,7 @@ class Trace:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(evaluating(model))
+            stack.callback(forget_graphs, model)
             watch = _Watch(self._interceptor, self.calls)
             stack.callback(watch.remove)
             stack.enter_context(self._interceptor)
@@ -977,6 +1000,7 @@ class Trace:
         with self._lock, torch.inference_mode(False):
             kept = Account() if account else None
             self.binding.use(chosen, kept)
+            self.binding.maps = len(starts)
             self.binding.parameters = {} if parameters else None
             handles = self._conditioned(condition or {})
             try:

@@ -57,13 +57,31 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *R: Tensor | None) -> tuple[Any, ...]:
         if all(r is None for r in R):
             return (None,) * (3 + ctx.n)
-        R_in = ctx.site.propagate(R[0] if len(R) == 1 else R)
+        if any(r is not None and torch._C._functorch.is_legacy_batchedtensor(r) for r in R):
+            R_in = several_at_once(ctx.site, R)
+        else:
+            R_in = ctx.site.propagate(R[0] if len(R) == 1 else R)
         k = ctx.written
         if k is None:
             return (None, None, None, *R_in)
         # a view must get zeros rather than None, or autograd drops what belongs to the rest of its base
         target = torch.zeros_like(R[0]) if R_in[k] is None and R[0] is not None else R_in[k]
         return (None, None, None, target, *R_in[:k], *R_in[k + 1 :])
+
+
+#: Nesting level of the batching that ``torch.autograd.grad(..., is_grads_batched=True)`` does.
+LEVEL = 1
+
+
+def several_at_once(site: Site, R: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """What a site hands back where several backward passes run as one: sites see plain tensors, maps first.
+
+    Autograd's own batching runs one operator after the other for most of what rules do, convolutions among them.
+    """
+    n = site.binding.maps
+    plain = tuple(None if r is None else torch._remove_batch_dim(r, LEVEL, n, 0) for r in R)
+    found = site.propagate_several(plain[0] if len(plain) == 1 else plain)
+    return tuple(None if r is None else torch._add_batch_dim(r, 0, LEVEL) for r in found)
 
 
 class Call:
@@ -126,6 +144,15 @@ class Call:
         """Whether a value depends on the model's input."""
         return any(value is a for a in self.activations)
 
+    def first_result(self) -> Call:
+        """The same call of a function that returns only the first of its results."""
+        func = self.func
+
+        def first(*args: Any, **kwargs: Any) -> Tensor:
+            return func(*args, **kwargs)[0]
+
+        return Call(first, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+
     # ------------------------------------------------------------------ ways to carry the call out
 
     def native(self) -> Any:
@@ -166,8 +193,8 @@ class Call:
         tags = [tag_of(t) for t in tensors]
         site.parents = tuple(t.site.index if t is not None and t.site is not None else None for t in tags)
         if not site.args and not site.kwargs:
-            site.args = tuple(_stored(v, tensors) for v in self.args)
-            site.kwargs = {k: _stored(v, tensors) for k, v in self.kwargs.items()}
+            site.args = tuple(stored(v, tensors) for v in self.args)
+            site.kwargs = {k: stored(v, tensors) for k, v in self.kwargs.items()}
         if site.keeps_inputs:
             site.saved = [t.detach() for t in tensors]
             for k, t in enumerate(site.saved):
@@ -185,6 +212,9 @@ class Call:
 
         def run() -> Tensor:
             out = self.func(*self.args, **self.kwargs)
+            if written is None and isinstance(out, Tensor) and out._is_view():
+                # torch made it by a last reshape; as a view it could not be written into later
+                out = torch.ops.aten._unsafe_view(out, out.shape)
             if site.keeps_output and isinstance(out, Tensor):
                 site.result = out.detach()
                 tracer.remember(site.result, site, -1)
@@ -220,7 +250,7 @@ class _Overwriting(Site):
         return (None, *self.inner.propagate(R))
 
 
-def _stored(value: Any, tensors: list[Tensor]) -> Any:
+def stored(value: Any, tensors: list[Tensor]) -> Any:
     """An argument as a site may keep it: activations become slots, so that no graph is kept alive."""
     if isinstance(value, Tensor):
         for k, t in enumerate(tensors):
@@ -228,5 +258,5 @@ def _stored(value: Any, tensors: list[Tensor]) -> Any:
                 return Slot(k)
         return value.detach() if value.requires_grad else value
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in iter_tensors(tuple(value), {})):
-        return type(value)(_stored(v, tensors) for v in value)
+        return type(value)(stored(v, tensors) for v in value)
     return value
