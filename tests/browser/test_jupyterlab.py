@@ -114,7 +114,7 @@ class Lab:
         self.timeout = NotInTime
         self.page.on("websocket", lambda socket: socket.on("framesent", self._sent))
         self.page.goto(f"{self.address}/lab/tree/{name}?reset&token={self.token}")
-ready = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+        ready = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
         self.page.wait_for_function(ready, timeout=60000)  # run earlier, a notebook answers with a dialog
 
     def _sent(self, frame) -> None:
