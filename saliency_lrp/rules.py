@@ -91,14 +91,9 @@ def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False) -> Tens
     if epsilon == 0:
         return torch.where(z == 0, torch.zeros_like(z), R / torch.where(z == 0, torch.ones_like(z), z))
     s = stabilize(z, epsilon, relative)
-    if R.dtype == s.dtype and R.shape == s.shape and not batched(R):
+    if R.dtype == s.dtype and R.shape == s.shape:
         return torch.div(R, s, out=s)  # s is ours: one pass over fresh memory less
     return R / s
-
-
-def batched(t: Tensor) -> bool:
-    """Whether several backward passes run as one; autograd's own batching is the older kind."""
-    return torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
 
 
 def working(t: Tensor) -> Tensor:
@@ -121,6 +116,8 @@ class Rule:
     kinds: ClassVar[frozenset[str]] = frozenset()
     #: whether activations must keep their input for this rule, also where their output tells the gradient
     needs_preactivation: ClassVar[bool] = False
+    #: whether the rule also takes relevance of several maps at once, in an axis before those of the output
+    takes_several: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -166,6 +163,7 @@ class _LinearRule(Rule):
 
     kinds = frozenset({"linear"})
     relative = False
+    takes_several = True
 
     def __init__(self, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         if not epsilon >= 0:
@@ -220,7 +218,7 @@ class _LinearRule(Rule):
 
 def is_empty(share: Tensor) -> bool:
     """Whether no relevance takes this part, as behind a ReLU no negative output does; not asked of a GPU, which it stalls."""
-    if share.device.type != "cpu" or torch._C._functorch.is_batchedtensor(share):
+    if share.device.type != "cpu":
         return False
     return not bool(share.any())
 
@@ -455,7 +453,13 @@ class ZBox(_LinearRule):
         value = torch.as_tensor(value, dtype=a.dtype, device=a.device)
         if value.dim() == a.dim() and value.shape[0] > a.shape[0]:
             value = value[: a.shape[0]]
-        return value.expand(a.shape)
+        try:
+            return value.expand(a.shape)
+        except RuntimeError:
+            raise InputError(
+                f"bounds of shape {tuple(value.shape)} do not fit what the layer reads, {tuple(a.shape)} (padding of a mode "
+                "other than zeros included); give numbers, or one value per channel such as shape (1, C, 1, 1)"
+            ) from None
 
 
 class Power(_LinearRule):
@@ -615,6 +619,7 @@ ANY_KIND = frozenset(
         "attention",
         "normalisation",
         "recurrent",
+        "steps",
         "unknown",
     }
 )
@@ -646,6 +651,10 @@ class Norm(Rule):
         self.relative = relative
         self.bias = bias
 
+    @property
+    def takes_several(self) -> bool:  # type: ignore[override]
+        return self.bias == "keep"
+
     def applies_to(self, site: Any) -> bool:
         return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
 
@@ -654,10 +663,13 @@ class Norm(Rule):
         spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
         # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
         grads = site.vjp(c.conj() if c.is_complex() else c)
-        return tuple(
-            None if g is None else working(a) * (g.conj() if g.is_complex() else g) + share
-            for a, g, share in zip(site.inputs, grads, spread or (0.0,) * len(grads), strict=True)
+        messages = tuple(
+            None if g is None else working(a) * (g.conj() if g.is_complex() else g)
+            for a, g in zip(site.inputs, grads, strict=True)
         )
+        if spread is None:
+            return messages
+        return tuple(None if m is None else m + share for m, share in zip(messages, spread, strict=True))
 
     def taken(self, site: Any, c: Tensor) -> tuple[Tensor, ...] | None:
         """What stabiliser and constants take: each input's part of it, or None where it is absorbed (and noted)."""
@@ -679,6 +691,7 @@ class Pass(Rule):
     """Relevance passes unchanged: ``R_in = R``, for one-to-one functions (activations; a batch norm of its own)."""
 
     kinds = frozenset({"activation", "scale", "normalisation", "linear", "softmax", "unknown", "sum"})
+    takes_several = True
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return site.pass_through(R)
@@ -809,7 +822,7 @@ class SoftmaxTaylor(Rule):
 class Unrolled(Rule):
     """A fused call (LSTM, GRU, ...) takes its steps one by one; each is a site with a rule of its own."""
 
-    kinds = frozenset({"recurrent"})
+    kinds = frozenset({"recurrent", "steps"})
 
     def relevance(self, site: Any, R: Any) -> tuple[Tensor | None, ...]:
         return site.through_steps(R)
