@@ -717,9 +717,10 @@ class Trace:
 
         Parameters
         ----------
-        target : None, int, tensor, sequence or callable
-            What is explained: the arg-max of each item (first on ties), one class for all items, one class per item, or
-            a callable of the model's output that gives one value per item (segmentation, detection, regression).
+        target : None, int, tensor, tuple, callable or list
+            What is explained: the arg-max of each item (first on ties), one class for all items, one class per item
+            (tensor or tuple), or a callable of the model's output that gives one value per item (segmentation,
+            detection, regression). A *list* of any of these asks for several maps, by one batched backward pass.
         seed : {"logit", "one", "contrastive"}, tensor or callable
             What starts at the output: the target's value, 1, the target's value against an equal share of its
             negative on all other classes (Gu et al. 2018), or any relevance shaped like the output.
@@ -739,11 +740,30 @@ class Trace:
         -------
         Tensor, or tuple of Tensor
             Signed, shape, dtype and device of the input; one per tensor input that receives relevance. For token ids:
-            one value per token.
+            one value per token. For a list of K targets: stacked, (K, ...).
         """
+        if isinstance(target, list):
+            return self._stacked(target, seed, composite, account, condition)
         (maps,) = self._run([self._start(target, seed)], composite, account, retain, (), condition)[0]
         self._last = None if account else (target, seed, composite)  # what report() would still have to run
         return maps
+
+    def _stacked(
+        self, targets: list[Target], seed: Any, composite: Any, account: bool, condition: Mapping[str, Any] | None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The maps of several targets; the account, where asked for, is that of the first."""
+        if not targets:
+            raise InputError("target is an empty list; give at least one target")
+        if condition or account:
+            maps = [self.relevance(t, seed, composite, condition=condition) for t in targets]
+            if account:
+                self.relevance(targets[0], seed, composite, account=True, condition=condition)
+        else:
+            maps = self.relevances(targets, seed, composite)
+            self._last = (targets[0], seed, composite)
+        if isinstance(maps[0], tuple):
+            return tuple(torch.stack(values) for values in zip(*maps, strict=True))
+        return torch.stack(maps)
 
     def relevances(
         self,
@@ -962,8 +982,8 @@ class Trace:
         index = index.reshape(-1) if index.dim() <= 1 else index
         if index.dim() > 1 or index.numel() not in (1, n):
             raise InputError(
-                f"target has shape {tuple(torch.as_tensor(target).shape)}; give one class for all, or one for each of the {n} "
-                "items; for several maps of one item use Trace.relevances(targets)"
+                f"target has shape {tuple(index.shape)}; give one class for all, or one for each of the {n} "
+                "items; for several maps, give a list to Trace.relevance"
             )
         low, high = (int(index.min()), int(index.max())) if index.numel() else (0, 0)
         if low < -classes or high >= classes:

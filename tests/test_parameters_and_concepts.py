@@ -1,4 +1,4 @@
-"""Relevance of parameters, and conditional (concept) relevance."""
+"""Relevance of parameters, of several targets at once, and conditional (concept) relevance."""
 
 from __future__ import annotations
 
@@ -102,3 +102,17 @@ def test_a_channel_that_is_not_there(net: nn.Sequential) -> None:
         trace.relevance(condition={"1": 6})
     with pytest.raises(InputError, match="unknown module"):
         trace.relevance(condition={"nosuch": 0})
+
+
+def test_a_list_of_targets_gives_several_maps(net: nn.Sequential) -> None:
+    x = torch.randn(2, 4, dtype=torch.float64)
+    trace = RelevancePropagator(net, rules.ZPlus()).trace(x)
+    maps = trace.relevance(target=[0, 2, None, (1, 2)])
+    assert maps.shape == (4, 2, 4)
+    for one, target in zip(maps, (0, 2, None, (1, 2)), strict=True):
+        torch.testing.assert_close(one, trace.relevance(target=target))
+    # one class per item is a tuple or a tensor
+    torch.testing.assert_close(maps[3][0], trace.relevance(target=1)[0])
+    torch.testing.assert_close(maps[3], trace.relevance(target=torch.tensor([1, 2])))
+    with pytest.raises(InputError, match="empty list"):
+        trace.relevance(target=[])

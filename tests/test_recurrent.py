@@ -361,7 +361,7 @@ def test_token_ids(packed):
     tokens = torch.tensor([[3, 7, 7, 1], [5, 2, 9, 4]])
     trace = RelevancePropagator(net, "arras").trace(tokens)
     assert torch.equal(trace.output, net(tokens))
-    R = trace.relevance(target=[2, 0])
+    R = trace.relevance(target=(2, 0))
     assert R.shape == tokens.shape
 
     class FromVectors(nn.Module):
@@ -373,7 +373,7 @@ def test_token_ids(packed):
             return self.net.from_vectors(x)
 
     vectors = net.embedding(tokens).detach()
-    want = RelevancePropagator(FromVectors(), "arras").trace(vectors).relevance(target=[2, 0])
+    want = RelevancePropagator(FromVectors(), "arras").trace(vectors).relevance(target=(2, 0))
     torch.testing.assert_close(R, want.sum(-1))
 
 

@@ -80,6 +80,8 @@ class LrpExplainer:
         if inp.dim() > 0 and inp.shape[0] == 0:
             return torch.zeros_like(inp)
         trace: Trace = self.propagator.trace(inp)
+        # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
+        ind = tuple(ind) if isinstance(ind, list) else ind
         R = trace.relevance(ind, self.seed, account=self.account, retain=False)
         self.report = trace._report
         trace.warn()
