@@ -294,7 +294,7 @@ def test_what_is_saved_shows_without_a_kernel(opened):
     ("widget-light", "JupyterLab Light", 1280), ("widget-dark", "JupyterLab Dark", 1280),
     ("widget-phone", "JupyterLab Light", 420)])
 def test_screenshots(browser, lab, name, theme, width):
-    cell = CELL.replace('composite="epsilon_plus"', 'composite="epsilon_plus", layer="features.9"')
+    cell = CELL.replace('composite="epsilon_plus"', 'composite="epsilon_plus", layer="features.9", backdrop="grey"')
     notebook = Lab(browser, lab, f"{name}.ipynb", [cell], width)
     if notebook.page.locator("#jp-left-stack").is_visible():
         notebook.command("application:toggle-left-area")
@@ -307,5 +307,5 @@ def test_screenshots(browser, lab, name, theme, width):
     notebook.page.wait_for_timeout(500)
     path = pathlib.Path(SCREENSHOTS) / f"{name}.png"
     notebook.page.locator(".saliency").screenshot(path=path)
-    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)
+    Image.open(path).convert("RGB").save(path, optimize=True)
     notebook.context.close()
