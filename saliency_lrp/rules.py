@@ -23,6 +23,7 @@ Springenberg et al. 2015 (guided backpropagation), Zhang et al. 2018 (excitation
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def stabilizer_width(z: Tensor, epsilon: float, relative: bool) -> float | Tenso
         return epsilon
     axes = tuple(range(1, z.dim())) if z.dim() > 1 else tuple(range(z.dim()))
     mean_square = (z.real**2 + z.imag**2 if z.is_complex() else z * z).mean(dim=axes, keepdim=True)
-    return epsilon * mean_square.sqrt()
+    # where all z are 0 there is no scale: any width guards the division
+    return epsilon * torch.where(mean_square > 0, mean_square, 1.0).sqrt()
 
 
 def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
@@ -133,8 +135,7 @@ class Rule:
         return site.kind in self.kinds
 
     def __repr__(self) -> str:
-        # inspect.signature knows the inherited constructors too
-        names = [n for n in inspect.signature(type(self).__init__).parameters if n in vars(self)]
+        names = [n for n in constructor_parameters(type(self)) if n in vars(self)]
         return f"{type(self).__name__}({', '.join(f'{n}={vars(self)[n]!r}' for n in names)})"
 
     def __eq__(self, other: object) -> bool:
@@ -142,6 +143,12 @@ class Rule:
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+
+@functools.cache
+def constructor_parameters(cls: type) -> tuple[str, ...]:
+    """Names that a class's own or inherited constructor takes; looked up once, because it is slow."""
+    return tuple(inspect.signature(cls.__init__).parameters)
 
 
 @dataclass(slots=True)
