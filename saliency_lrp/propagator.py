@@ -30,6 +30,7 @@ from .errors import InputError, ModelCallError, unknown_name
 from .functions import HANDLERS
 from .functions.call import PLAIN, Call, Tag
 from .functions.opened import open_up, opened
+from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import Site, iter_tensors
 from .functions.unknown import unknown
@@ -151,8 +152,6 @@ class Binding:
 class Interceptor(TorchFunctionMode):
     """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
 
-    _entries: dict[Any, Entry] = {}
-
     def __init__(
         self, binding: Binding, names: dict[int, str], sites: list[Site], within: Site | None = None
     ) -> None:
@@ -185,9 +184,9 @@ class Interceptor(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch._C._set_grad_enabled:
             return None  # a model's own no_grad() is part of the function that is explained
-        entry = self._entries.get(func)
+        entry = LOOKED_UP.get(func)
         if entry is None:
-            entry = self._entries[func] = Entry(func)
+            entry = LOOKED_UP[func] = Entry(func)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)  # inside somebody's autograd.Function
         activations, parameters = self.activations(args, kwargs)

@@ -13,6 +13,9 @@ Handler = Callable[[Call], Any]
 #: Canonical name of a torch function, or a function object of anybody's -> what to do with a call of it.
 HANDLERS: dict[str | Callable[..., Any], Handler] = {}
 
+#: What interceptors have looked up so far; emptied when the table changes.
+LOOKED_UP: dict[Callable[..., Any], Any] = {}
+
 #: Kinds by name, for :func:`register`.
 KINDS: dict[str, Handler] = {}
 
@@ -23,6 +26,7 @@ def handles(*names: str | Callable[..., Any]) -> Callable[[Handler], Handler]:
     def add(handler: Handler) -> Handler:
         for name in names:
             HANDLERS[name] = handler
+        LOOKED_UP.clear()
         return handler
 
     return add
@@ -58,4 +62,4 @@ def register(function: str | Callable[..., Any], how: str | Handler) -> None:
         if how not in KINDS:
             raise unknown_name("kind of function", how, KINDS)
         how = KINDS[how]
-    HANDLERS[function] = how
+    handles(function)(how)
