@@ -496,6 +496,23 @@ register("deep_taylor.bounded", COMPOSITES["deep_taylor_bounded"])  # iNNvestiga
 
 
 @_composite("auto")
-def auto(epsilon: float = 1e-6) -> Composite:
-    """What ``method="lrp"`` uses: z⁺ on convolutions, ε on dense layers, AttnLRP in attention."""
-    return convolution_and_dense("auto", r.ZPlus(), r.Epsilon(epsilon))
+def auto(gamma: float = 1.0, epsilon: float = 0.1) -> Composite:
+    """What ``method="lrp"`` uses: z⁺ first, generalised γ on convolutions, relative ε on dense layers, AttnLRP.
+
+    Parameters
+    ----------
+    gamma : float
+        How much more the contributions of the output's own sign count. At a site Σ|R| grows by (2 + γ)/γ at most, so
+        that maps of deep networks stay bounded where those of ε and of a small γ do not.
+    epsilon : float
+        In units of rms(z) of each sample: scale-free, and contradictory evidence is damped (Montavon et al. 2019, 10.2).
+        The layer of the output keeps all relevance; there ε would only scale the map.
+    """
+    guard = 1e-12  # ratios of γ and z⁺ are bounded: only exact zeros need a stabiliser
+    rows: list[Row] = [
+        ((first(), family("convolution")), r.ZPlus(guard)),
+        (family("convolution", "batch_norm"), r.GeneralizedGamma(gamma, guard)),
+        ((family("dense"), at_output()), r.Epsilon(1e-9)),
+        (family("dense"), r.Epsilon(epsilon, relative=True)),
+    ]
+    return Composite(rows, name="auto")
