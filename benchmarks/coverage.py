@@ -333,7 +333,7 @@ def verdict(row: Row) -> bool:
 
 #: Why a model does not conserve relevance where theory forbids it.
 REASONS: dict[str, str] = {
-    "timm csatv2": "its stem converts to YCbCr and adds 128 in its code: a constant, which takes its share of the relevance",
+    "timm csatv2": "its code adds 128 (RGB to YCbCr); a constant takes its share of the relevance",
 }
 
 

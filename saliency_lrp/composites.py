@@ -109,7 +109,7 @@ def defaults(epsilon: float = 1e-12) -> list[Row]:
         ((kind("softmax"), at_output()), r.Pass()),
         (kind("softmax"), r.SoftmaxTaylor()),
         (kind("attention"), r.AttentionAttnLRP(epsilon)),
-        (kind("recurrent"), r.Unrolled()),
+        (kind("recurrent", "steps"), r.Unrolled()),
         (kind("unknown"), r.Taylor(epsilon)),
     ]
 

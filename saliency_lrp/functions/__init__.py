@@ -10,6 +10,7 @@ from . import (
     recurrent,
     routing,
     softmax,
+    steps,
     sums,
     unknown,
 )

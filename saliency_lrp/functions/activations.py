@@ -27,6 +27,7 @@ class ActivationSite(Site):
     """``y = f(x)``, one value at a time."""
 
     kind = "activation"
+    takes_several = True
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -59,7 +60,7 @@ class ActivationSite(Site):
     *"softsign tanhshrink softshrink hardshrink threshold tanh sigmoid logsigmoid log_sigmoid expit erf erfc".split(),
     *"clamp clamp_min clamp_max clip abs absolute exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square".split(),
     *"reciprocal sin cos tan asin acos atan sinh cosh asinh acosh atanh arctan neg negative logit erfinv".split(),
-    *"pow float_power __pow__ sinc".split(),
+    *"pow float_power __pow__ sinc frac".split(),
 )
 def activation(call: Call) -> Any:
     if len(call.activations) > 1:  # a slope or bound computed from the input: prelu, clamp, x ** y

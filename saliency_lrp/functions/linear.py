@@ -23,6 +23,8 @@ class LinearSite(Site):
     """
 
     kind = "linear"
+    #: whether a batch norm can be folded into the weight
+    foldable = True
     #: axis of the output that the bias and a folded batch norm run along (negative: from the end)
     channel_axis = -1
 
@@ -169,6 +171,7 @@ class Dense(LinearSite):
     """``a @ wᵀ``."""
 
     family = "dense"
+    takes_several = True
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return F.linear(a, w)
@@ -201,6 +204,7 @@ class Convolution(LinearSite):
     """Convolution of 1 to 3 dimensions, any stride, padding, dilation and groups, batched or not."""
 
     family = "convolution"
+    takes_several = True
     transposed = False
 
     def __init__(
@@ -254,10 +258,12 @@ class Convolution(LinearSite):
         return self.convolve(self.padded(a), w)
 
     def transpose(self, c: Tensor, w: Tensor) -> Tensor:
-        a = self.input
-        if a.dim() == self.n + 1:
-            return self.transpose_batch(c[None], a[None], w)[0]
-        return self.transpose_batch(c, a, w)
+        a, item = self.input, -self.n - 1
+        if c.dim() == a.dim() == self.n + 2:
+            return self.transpose_batch(c, a, w)
+        batch = c.reshape(-1, *c.shape[item:])  # one item, or several maps of a batch
+        like = a.new_empty(batch.shape[0], *a.shape[item:])  # only its shape counts
+        return self.transpose_batch(batch, like, w).reshape(*c.shape[:item], *a.shape[item:])
 
     def transpose_batch(self, c: Tensor, a: Tensor, w: Tensor) -> Tensor:
         shape = a.shape
@@ -312,6 +318,7 @@ class GenericLinear(LinearSite):
     """Any function that is linear in one activation and in one constant: matmul, einsum, bilinear, ..."""
 
     family = "dense"
+    foldable = False
 
     def __init__(self, call: Call, weight: Tensor, run: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(call, weight, None)
@@ -331,6 +338,7 @@ class Diagonal(LinearSite):
     """A batch norm of its own, not after a linear layer: one weight per channel."""
 
     family = "batch_norm"
+    takes_several = True
 
     def __init__(self, call: Call, affine: Affine, channel_axis: int) -> None:
         super().__init__(call, affine.scale, affine.merged_bias(None))
@@ -477,6 +485,26 @@ def weight_only(call: Call) -> Any:
     return linear_node(call, GenericLinear(call, torch.ones((), dtype=w.dtype, device=w.device), run), w)
 
 
+@handles("deform_conv2d")
+def deformable_convolution(call: Call) -> Any:
+    """Linear in its input: where it is sampled (offsets) and how much that counts (mask) are gates."""
+    x, w = call.args[0], call.args[1]
+    if not call.is_activation(x):
+        return weight_only(call)
+    bias = call.args[4]
+    others = [v.detach() if isinstance(v, Tensor) else v for v in call.args]
+    others[4] = torch.zeros_like(bias)
+    func = call.func
+
+    def run(a: Tensor, v: Tensor) -> Tensor:
+        return func(a, v, *(o.to(a.dtype) if isinstance(o, Tensor) else o for o in others[2:]))
+
+    site = GenericLinear(call, w, run)
+    site.family, site.channel_axis = "convolution", -3
+    site.own_bias = bias.detach()
+    return linear_node(call, site, x)
+
+
 @handles("bilinear")
 def bilinear(call: Call) -> Any:
     left, right, w, b = (call.arg(k, n) for k, n in enumerate(("input1", "input2", "weight", "bias")))
@@ -499,9 +527,8 @@ def batch_norm(call: Call) -> Any:
     x = call.arg(0, "input")
     mean, var = call.arg(1, "running_mean"), call.arg(2, "running_var")
     training = call.name == "batch_norm" and call.arg(5, "training", False)
-    if (
-        call.func is torch.batch_norm
-    ):  # its order is (input, weight, bias, mean, var, training, momentum, eps, cudnn)
+    if call.func is torch.batch_norm or hasattr(call.func, "overloads") or hasattr(call.func, "_overloadname"):
+        # the order of torch and aten is (input, weight, bias, mean, var, training, momentum, eps, cudnn)
         weight, bias, mean, var, eps = call.args[1], call.args[2], call.args[3], call.args[4], call.args[7]
     else:
         weight, bias, eps = call.arg(3, "weight"), call.arg(4, "bias"), call.arg(7, "eps", 1e-5)
@@ -514,7 +541,10 @@ def batch_norm(call: Call) -> Any:
     before = tag.site if tag is not None else None
     if (
         isinstance(before, LinearSite)
+        and before.foldable
         and before.batch_norm is None
+        # a dense layer on (N, C, features) puts features last, where the batch norm's channels are not
+        and before.channel_axis == 1 - x.dim()
         and tag is not None
         and tag.source is not None
         and tag.source._version == tag.source_version

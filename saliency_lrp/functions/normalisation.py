@@ -60,7 +60,15 @@ def per_channel(v: Tensor | None, x: Tensor) -> Tensor | None:
     return None if v is None else v.reshape(-1, *(1,) * (x.dim() - 2))
 
 
-@handles("layer_norm", "native_layer_norm")
+@handles("native_layer_norm")
+def native_layer_norm(call: Call) -> Any:
+    """Like ``layer_norm``; it also returns the statistics, which are constants."""
+    with torch.no_grad():
+        _, *statistics = call.func(*call.args, **call.kwargs)
+    return layer_norm(call.first_result()), *statistics
+
+
+@handles("layer_norm")
 def layer_norm(call: Call) -> Any:
     x, size = call.arg(0, "input"), call.arg(1, "normalized_shape")
     axes = tuple(range(-len(size), 0))
@@ -74,18 +82,14 @@ def rms_norm(call: Call) -> Any:
     axes = tuple(range(-len(size), 0))
     eps = call.arg(3, "eps")
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return call.node(
-        NormalisationSite(call, tuple(x.shape), axes, eps, call.arg(2, "weight"), centred=False), [x]
-    )
+    return call.node(NormalisationSite(call, tuple(x.shape), axes, eps, call.arg(2, "weight"), centred=False), [x])
 
 
 @handles("group_norm")
 def group_norm(call: Call) -> Any:
     x, groups = call.arg(0, "input"), call.arg(1, "num_groups")
     shape = (x.shape[0], groups, -1)
-    site = NormalisationSite(
-        call, shape, (2,), call.arg(4, "eps", 1e-5), per_channel(call.arg(2, "weight"), x)
-    )
+    site = NormalisationSite(call, shape, (2,), call.arg(4, "eps", 1e-5), per_channel(call.arg(2, "weight"), x))
     return call.node(site, [x])
 
 
@@ -101,9 +105,7 @@ def instance_norm(call: Call) -> Any:
     return call.node(NormalisationSite(call, (*x.shape[:2], -1), (2,), call.arg(7, "eps", 1e-5), gain), [x])
 
 
-def statistics_of_the_batch(
-    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Any:
+def statistics_of_the_batch(call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
     """A batch norm without running statistics: it normalises by those of the batch it is given."""
     axes = (0, *range(2, x.dim()))
     call.interceptor.note(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..rules import divide, working
-from .call import GATE, PLAIN, Call, tag_of
+from .call import GATE, PLAIN, Call, stored, tag_of
 from .linear import Dense, GenericLinear, linear_node
 from .registry import handles, kind
-from .site import Site
+from .site import Site, fill, iter_tensors
 
 
 class ScaleSite(Site):
@@ -128,18 +129,29 @@ def quotient(call: Call) -> Any:
     return call.node(ActivationSite(call), [y], gate=GATE)
 
 
-@handles("matmul", "mm", "bmm", "mv", "dot", "inner", "vdot", "__rmatmul__")
+@handles("matmul", "mm", "bmm", "mv", "dot", "inner", "vdot", "__rmatmul__", "linalg_matmul", "linalg_vecdot")
+@handles("tensordot", "outer", "ger", "kron", "cross", "linalg_cross")
 def matrix_product(call: Call) -> Any:
-    x, y = call.arg(0, "input"), call.arg(1, "other", call.kwargs.get("mat2"))
+    x, y = [*iter_tensors(call.args, call.kwargs)][:2]
     if call.is_activation(x) and call.is_activation(y):
         return call.node(MatmulSite(call, gates_of(x, y)), [x, y])
-    if call.name == "__rmatmul__":
-        return linear_node(call, GenericLinear(call, y, lambda a, w: torch.matmul(w, a)), x)
-    if call.is_activation(x):
-        if y.dim() == 2 and call.name in ("matmul", "mm") and x.dim() > 1:
+    if call.name in ("matmul", "mm", "linalg_matmul") and call.is_activation(call.arg(0, "input")):
+        if y.dim() == 2 and x.dim() > 1:
             return linear_node(call, Dense(call, y.mT, None), x)
-        return linear_node(call, GenericLinear(call, y, lambda a, w: torch.matmul(a, w)), x)
-    return linear_node(call, GenericLinear(call, x, lambda a, w: torch.matmul(w, a)), y)
+    active, constant = (x, y) if call.is_activation(x) else (y, x)
+    return linear_node(call, GenericLinear(call, constant, bilinear_map(call, active, constant)), active)
+
+
+def bilinear_map(call: Call, active: Tensor, constant: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The call as a function of its activation and its constant."""
+    func, pair = call.func, [active, constant]
+    args = tuple(stored(v, pair) for v in call.args)
+    kwargs = {k: stored(v, pair) for k, v in call.kwargs.items()}
+
+    def run(a: Tensor, w: Tensor) -> Tensor:
+        return func(*fill(args, [a, w]), **{k: fill(v, [a, w]) for k, v in kwargs.items()})
+
+    return run
 
 
 @handles("einsum")
@@ -168,17 +180,22 @@ def einsum(call: Call) -> Any:
     return linear_node(call, GenericLinear(call, operands[first], run), operands[k])
 
 
+#: What the operands of a shifted product are called.
+SHIFTED = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec"), "addr": ("vec1", "vec2")}
+
+
 @handles("baddbmm", "addbmm", "addmm", "addmv", "addr")
 def added_matrix_product(call: Call) -> Any:
-    shift, x, y = call.arg(0, "input"), call.arg(1, "batch1", call.kwargs.get("mat1")), call.arg(2, "batch2")
+    names = SHIFTED.get(call.name, ("batch1", "batch2"))
+    shift, x, y = call.arg(0, "input"), call.arg(1, names[0]), call.arg(2, names[1])
     beta, alpha = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1)
     if call.is_activation(shift) and beta:
-        from .unknown import unknown
+        from .steps import in_steps
 
-        return unknown(call)
+        return in_steps(call)
     if call.is_activation(x) and call.is_activation(y):
         return call.node(MatmulSite(call, gates_of(x, y)), [x, y])
-    if call.name == "addmm" and call.is_activation(x) and alpha == 1 and beta == 1:
+    if call.name == "addmm" and call.is_activation(x) and alpha == 1 and beta == 1 and shift.dim() == 1:
         return linear_node(call, Dense(call, y.mT, shift), x)
     from .sums import SumSite
 
@@ -188,10 +205,3 @@ def added_matrix_product(call: Call) -> Any:
 def bilinear_product(call: Call) -> Any:
     """``F.bilinear`` of two activations."""
     return call.node(MatmulSite(call), [call.arg(0, "input1"), call.arg(1, "input2")])
-
-
-@handles("cdist", "cosine_similarity", "pairwise_distance")
-def similarity(call: Call) -> Any:
-    from .unknown import unknown
-
-    return unknown(call)

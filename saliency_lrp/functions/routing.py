@@ -14,9 +14,9 @@ from .registry import kind
 @kind(
     "routing",
     # shapes and views
-    *"view reshape permute transpose t T.get mT.get H.get mH.get swapaxes swapdims movedim moveaxis flatten unflatten".split(),
-    *"ravel squeeze unsqueeze view_as reshape_as expand expand_as broadcast_to broadcast_tensors atleast_1d".split(),
-    *"atleast_2d atleast_3d as_strided contiguous clone alias rename refine_names align_to names positive".split(),
+    *"view reshape permute transpose t T.get mT.get H.get mH.get swapaxes swapdims movedim moveaxis flatten".split(),
+    *"unflatten ravel squeeze unsqueeze view_as reshape_as expand expand_as broadcast_to broadcast_tensors".split(),
+    *"atleast_1d atleast_2d atleast_3d as_strided contiguous clone alias rename refine_names align_to names positive".split(),
     *"conj resolve_conj resolve_neg real.get imag.get view_as_real view_as_complex requires_grad_ _unsafe_view".split(),
     # joining and taking apart
     *"cat concat concatenate stack hstack vstack dstack row_stack column_stack split chunk tensor_split hsplit".split(),
@@ -48,9 +48,7 @@ def routing(call: Call) -> Any:
 
 
 #: Functions that return several views of one tensor.
-MULTIPLE_VIEWS = frozenset(
-    "chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind".split()
-)
+MULTIPLE_VIEWS = frozenset("chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind".split())
 
 
 def one_by_one(call: Call, views: Any) -> Sequence[Tensor]:
@@ -63,14 +61,14 @@ def one_by_one(call: Call, views: Any) -> Sequence[Tensor]:
 @kind(
     "constant",
     *"detach data.get detach_ argmax argmin argsort eq ne lt le gt ge isnan isinf isfinite sign signbit sgn".split(),
-    *"floor ceil round trunc frac fix one_hot bincount histc searchsorted bucketize multinomial bernoulli".split(),
+    *"floor ceil round trunc fix one_hot bincount histc searchsorted bucketize multinomial bernoulli".split(),
     *"zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full".split(),
     *"new_tensor size dim numel item tolist numpy __len__ __bool__ __int__ __float__ __index__ __contains__".split(),
     *"__array__ __format__ __repr__ __str__ __hash__ __deepcopy__ __reduce_ex__ is_floating_point is_complex".split(),
     *"is_contiguous stride storage_offset data_ptr element_size get_device is_cuda is_nonzero allclose equal".split(),
     *"isclose any all logical_and logical_or logical_not logical_xor nonzero count_nonzero unique __invert__".split(),
-    *"is_signed is_same_size ndimension nelement type_check is_inference is_set_to untyped_storage floor_divide".split(),
-    *"_is_view retain_grad register_hook is_shared is_pinned is_coalesced has_names is_conj is_neg".split(),
+    *"is_signed is_same_size ndimension nelement type_check is_inference is_set_to untyped_storage is_neg".split(),
+    *"floor_divide _is_view retain_grad register_hook is_shared is_pinned is_coalesced has_names is_conj".split(),
 )
 def constant(call: Call) -> Any:
     return call.constant()

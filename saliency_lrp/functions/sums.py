@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..rules import working
 from .call import GATE, PLAIN, Call, tag_of
-from .registry import kind
+from .registry import handles, kind
 from .site import Site
 
 
@@ -35,9 +35,14 @@ class AddSite(SumSite):
         super().__init__(call)
         self.weights = weights
 
+    @property
+    def takes_several(self) -> bool:  # type: ignore[override]
+        return all(a.shape == self.output.shape for a in self.inputs)
+
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        same = self.takes_several
         return tuple(
-            (c if weight == 1 else c * weight).sum_to_size(a.shape)
+            (c if weight == 1 else c * weight) if same else (c * weight).sum_to_size(a.shape)
             for weight, a in zip(self.weights, self.inputs, strict=True)
         )
 
@@ -94,7 +99,7 @@ SIGNS = {
 
 @kind("addition", "add", "__radd__", "sub", "subtract", "rsub", "__rsub__")
 def addition(call: Call) -> Any:
-    x, y, alpha = call.args[0], call.arg(1, "other"), call.kwargs.get("alpha", 1)
+    x, y, alpha = call.arg(0, "input"), call.arg(1, "other"), call.kwargs.get("alpha", 1)
     left, right = SIGNS.get(call.name, (1.0, 1.0))
     if call.name == "rsub":
         left *= alpha
@@ -114,8 +119,8 @@ def addition(call: Call) -> Any:
     return call.node(SumSite(call), gate=gate)
 
 
-#: Arguments that must be constant for the function to be linear.
-FACTORS = {"lerp": (2, "weight"), "addcmul": (1, "tensor1")}
+#: Arguments of which not all may depend on the input if the function is to be linear.
+FACTORS = {"lerp": [(2, "weight")], "addcmul": [(1, "tensor1"), (2, "tensor2")]}
 
 
 @kind(
@@ -129,15 +134,27 @@ FACTORS = {"lerp": (2, "weight"), "addcmul": (1, "tensor1")}
     *"fft_rfftn fft_irfftn fft_fftshift fft_ifftshift complex".split(),
 )
 def sum_like(call: Call) -> Any:
-    if call.name in FACTORS and call.is_activation(call.arg(*FACTORS[call.name])):
-        from .unknown import unknown
+    factors = FACTORS.get(call.name)
+    if factors and all(call.is_activation(call.arg(*factor)) for factor in factors):
+        from .steps import in_steps
 
-        return unknown(call)  # not linear: a factor depends on the input too
+        return in_steps(call)
     gate = min(_gate(a) for a in call.activations)
     if call.name in ("norm", "vector_norm", "linalg_vector_norm", "linalg_norm", "frobenius_norm"):
         gate = GATE  # a statistic: what it multiplies is the signal
     nonnegative = all(_nonnegative(a) for a in call.activations)
     return call.node(CompleteSum(call), gate=gate, nonnegative=nonnegative)
+
+
+@handles("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(call: Call) -> Any:
+    """Sampling is a weighted sum of the image; where it is sampled is a constant, as the place of a maximum is."""
+    image = call.arg(0, "input")
+    if not call.is_activation(image):
+        from .unknown import unknown
+
+        return unknown(call)
+    return call.node(CompleteSum(call), [image])
 
 
 def _gate(x: Any) -> int:
