@@ -15,6 +15,7 @@ is defined for its kind, and the row of its kind in the defaults where no row do
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -214,6 +215,8 @@ def get(composite: str | Composite | Rule | None, **options: Any) -> Composite:
     """
     if composite is None:
         composite = "auto"
+    if options and not isinstance(composite, str):
+        raise InputError(f"options such as {options} are for composites given by name, not for {composite!r:.80}")
     if isinstance(composite, Composite):
         return composite
     if isinstance(composite, type) and issubclass(composite, Rule):
@@ -222,12 +225,12 @@ def get(composite: str | Composite | Rule | None, **options: Any) -> Composite:
         return Composite([(kind("linear"), composite)], defaults_for(composite), repr(composite))
     if not isinstance(composite, str) or composite not in COMPOSITES:
         raise unknown_name("composite", composite, COMPOSITES)
-    try:
-        return COMPOSITES[composite](**options)
-    except TypeError as error:
-        raise InputError(
-            f"composite {composite!r} does not take these options: {options} ({error})"
-        ) from error
+    known = inspect.signature(COMPOSITES[composite]).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for name in options:
+        if name not in known and not takes_any:
+            raise unknown_name(f"option of composite {composite!r}", name, known)
+    return COMPOSITES[composite](**options)
 
 
 def _composite(name: str) -> Callable[[Callable[..., Composite]], Callable[..., Composite]]:
@@ -430,6 +433,8 @@ def _analyzer(name: str, rule: Callable[..., Rule]) -> Callable[..., Composite]:
         rows = [] if input_layer_rule is None else apart(first(), input_layer_rule, batch_norm=one)
         return Composite(rows + apart(kind("linear"), one), defaults(1e-12), name)
 
+    first_layer = inspect.Parameter("input_layer_rule", inspect.Parameter.KEYWORD_ONLY, default=None)
+    build.__signature__ = inspect.Signature([*inspect.signature(rule).parameters.values(), first_layer])
     return build
 
 

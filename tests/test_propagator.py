@@ -139,9 +139,9 @@ def test_targets_in_every_form():
     one = [trace.relevance(t) for t in range(5)]
     best = trace.output.argmax(1).tolist()
     mixed = torch.stack([one[t][k] for k, t in enumerate((4, 0, 2))])
-    for target in ([4, 0, 2], (4, 0, 2), torch.tensor([4, 0, 2]), torch.tensor([4, 0, 2]).numpy()):
+    for target in ((4, 0, 2), torch.tensor([4, 0, 2]), torch.tensor([4, 0, 2]).numpy()):
         close(trace.relevance(target), mixed)
-    for target in (torch.tensor(3), torch.tensor([3]), [3], torch.tensor(3, dtype=torch.uint8)):
+    for target in (torch.tensor(3), torch.tensor([3]), (3,), torch.tensor(3, dtype=torch.uint8)):
         assert torch.equal(trace.relevance(target), one[3])
     close(trace.relevance(None), torch.stack([one[t][k] for k, t in enumerate(best)]))
 
