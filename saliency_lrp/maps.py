@@ -143,9 +143,7 @@ class ModelMaps:
 
     def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]:
         """Relevance at a layer, summed over its channels and enlarged; and its strongest channels."""
-        relevance = self.trace().layer_relevance(
-            name, self._asked(target), self._seed(), self.composites[rule]
-        )
+        relevance = self.trace().layer_relevance(name, self._asked(target), self._seed(), self.composites[rule])
         spatial = self._layers[name].spatial(relevance)[0]
         return Map(self._placed(spatial.sum(0))), _channels(spatial)
 
@@ -211,9 +209,7 @@ def _shrunk(picture: np.ndarray, geometry: images.Geometry) -> tuple[np.ndarray,
     size = tuple(max(1, round(side * factor)) for side in picture.shape[:2])
     scales = [new / old for new, old in zip(size, picture.shape[:2], strict=True)] * 2
     box = tuple(edge * scale for edge, scale in zip(geometry.box, scales, strict=True))
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX)), images.Geometry(
-        size, box
-    )
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX)), images.Geometry(size, box)
 
 
 def _rules(composite: Any) -> tuple[dict[str, composites.Composite], str, list[str]]:
@@ -253,7 +249,6 @@ def _channels(spatial: Tensor) -> Channels:
     size = [min(side, THUMBNAIL) for side in maps.shape[2:]]
     small = F.adaptive_avg_pool2d(maps, size)[0].cpu().numpy()
     entries = [
-        {"index": index, "relevance": float(sums[index]), "share": abs(float(sums[index])) / total}
-        for index in best
+        {"index": index, "relevance": float(sums[index]), "share": abs(float(sums[index])) / total} for index in best
     ]
     return Channels(entries, small)

@@ -33,9 +33,7 @@ SIGNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 BACKDROPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "colour": lambda picture, lut: picture,
-    "grey": lambda picture, lut: np.repeat(
-        _half_up(picture @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1
-    ),
+    "grey": lambda picture, lut: np.repeat(_half_up(picture @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1),
     "none": lambda picture, lut: np.broadcast_to(lut[128], picture.shape),
 }
 TRACED = ("lrp", "layer", "concept")  # panels that follow the rule selector, and reuse the one forward
@@ -192,18 +190,12 @@ class SaliencyWidget(anywidget.AnyWidget):
     channel_maps = traitlets.Bytes().tag(sync=True)
     channel_size = traitlets.List().tag(sync=True)
 
-    target = traitlets.Int(-1, help="class explained; -1: the model has no classes to choose from").tag(
-        sync=True
-    )
+    target = traitlets.Int(-1, help="class explained; -1: the model has no classes to choose from").tag(sync=True)
     selected = traitlets.List().tag(sync=True)
     rule = traitlets.Unicode().tag(sync=True)
-    own_rule = traitlets.Unicode("", help="rule that was given as an object, which no name reproduces").tag(
-        sync=True
-    )
+    own_rule = traitlets.Unicode("", help="rule that was given as an object, which no name reproduces").tag(sync=True)
     layer = traitlets.Unicode("", help="layer shown beside the methods; empty: none").tag(sync=True)
-    channel = traitlets.Int(-1, help="channel of the layer whose concept map is shown; -1: none").tag(
-        sync=True
-    )
+    channel = traitlets.Int(-1, help="channel of the layer whose concept map is shown; -1: none").tag(sync=True)
 
     opacity = traitlets.Float(0.8, min=0, max=1).tag(sync=True)
     cmap = traitlets.Unicode("RdBu_r").tag(sync=True)
@@ -374,8 +366,7 @@ class SaliencyWidget(anywidget.AnyWidget):
     def _order(self, wanted: Sequence[str]) -> None:
         known = {info["id"]: info for info in self.panels}
         self.panels = [
-            known.get(panel) or {"id": panel, "title": self._title(panel), "state": "waiting"}
-            for panel in wanted
+            known.get(panel) or {"id": panel, "title": self._title(panel), "state": "waiting"} for panel in wanted
         ]
 
     def _title(self, panel: str) -> str:
@@ -394,9 +385,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         title = self._title(panel)
         ask = (self.target if self.target >= 0 else None, self.rule, self.layer, self.channel)
         self._describe(panel, {"title": title, "state": "waiting"})
-        self._lanes[panel in TRACED or panel.startswith(LRP_PREFIX)].submit(
-            lambda: self._job(panel, watch, ask), watch
-        )
+        self._lanes[panel in TRACED or panel.startswith(LRP_PREFIX)].submit(lambda: self._job(panel, watch, ask), watch)
 
     def _job(self, panel: str, watch: Watch, ask: tuple) -> None:
         try:
@@ -423,9 +412,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             return self._source.lrp(target, rule if panel == "lrp" else panel.removeprefix(LRP_PREFIX)), None
         return self._source.method(panel, target, watch), None
 
-    def _publish(
-        self, panel: str, watch: Watch, found: Map, channels: Channels | None, seconds: float
-    ) -> None:
+    def _publish(self, panel: str, watch: Watch, found: Map, channels: Channels | None, seconds: float) -> None:
         values = np.asarray(found.values, np.float32)
         warnings = list(found.warnings)
         if not np.isfinite(values).all():
@@ -458,8 +445,7 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     def _describe(self, panel: str, news: Mapping[str, Any]) -> None:
         self.panels = [
-            {"id": panel, "title": info["title"], **news} if info["id"] == panel else info
-            for info in self.panels
+            {"id": panel, "title": info["title"], **news} if info["id"] == panel else info for info in self.panels
         ]
 
     # ---- for the caller ------------------------------------------------------------------------------------------
@@ -488,18 +474,14 @@ class SaliencyWidget(anywidget.AnyWidget):
             for name, watch in self._watches.items():
                 if panel in (None, name):
                     watch.cancel()
-                    if any(
-                        info["id"] == name and info["state"] in ("waiting", "running") for info in self.panels
-                    ):
+                    if any(info["id"] == name and info["state"] in ("waiting", "running") for info in self.panels):
                         self._describe(name, {"state": "cancelled"})
             self._settled.notify_all()
 
     def maps(self) -> dict[str, np.ndarray]:
         """The finished maps by panel: (height, width) float32, signed."""
         with self._lock:
-            return {
-                info["id"]: self._maps[info["id"]].copy() for info in self.panels if info["id"] in self._maps
-            }
+            return {info["id"]: self._maps[info["id"]].copy() for info in self.panels if info["id"] in self._maps}
 
     def close(self) -> None:
         """Cancel what is running and close the widget."""
@@ -529,11 +511,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         tiles = [(self._source.picture, "picture", "")]
         for info in infos:
             values = maps.get(info["id"])
-            shown = (
-                self._source.picture
-                if values is None
-                else blend(self._source.picture, values, **self._look())
-            )
+            shown = self._source.picture if values is None else blend(self._source.picture, values, **self._look())
             tiles.append((shown, info["title"], self._caption(info)))
         return contact_sheet(tiles, columns=columns, width=width)
 
@@ -544,9 +522,7 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     def _state_for_page(self) -> dict[str, Any]:
         names = [
-            name
-            for name in self.keys
-            if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")
+            name for name in self.keys if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")
         ]
         with self._lock:
             return {**{name: getattr(self, name) for name in names}, "live": False, "_css": self._css}
@@ -588,9 +564,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         elif target.suffix == ".png":
             target.write_bytes(self.to_png())
         else:
-            raise InputError(
-                f"cannot save a view as {target.name!r}: give a name that ends in .html or .png."
-            )
+            raise InputError(f"cannot save a view as {target.name!r}: give a name that ends in .html or .png.")
         return target
 
     def _static_html(self, png: str) -> str:
@@ -698,9 +672,7 @@ def compare_saliency(
     methods = [methods] if isinstance(methods, str) else list(methods)
     layer_path = options.pop("layer_path", None)
     saliency._plan([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
-    source = ModelMaps(
-        model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path}
-    )
+    source = ModelMaps(model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path})
     call = ["model", "image", *(["input=input"] if input is not None else [])]
     call += [f"{name}={_as_code(name, value)}" for name, value in options.items()]
     return SaliencyWidget(

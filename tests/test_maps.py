@@ -51,9 +51,7 @@ def relevance(model, image, target, composite):
 
 def test_maps_are_the_explainers_own(demo):
     model, item = demo
-    widget = compare_saliency(
-        model, item.image, label=item.label, methods=("lrp", "grad_x_input"), composite="epsilon"
-    )
+    widget = compare_saliency(model, item.image, label=item.label, methods=("lrp", "grad_x_input"), composite="epsilon")
     maps = done(widget)
     x, R = relevance(model, item.image, item.label, "epsilon")
     np.testing.assert_allclose(maps["lrp"], R[0].sum(0).numpy(), rtol=1e-4, atol=1e-5)
@@ -196,9 +194,7 @@ def test_models_without_classes_take_a_callable():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     picture = np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)
-    widget = compare_saliency(
-        model, picture, label=lambda out: out[:, 1].mean((1, 2)), methods=("lrp", "grad_x_input")
-    )
+    widget = compare_saliency(model, picture, label=lambda out: out[:, 1].mean((1, 2)), methods=("lrp", "grad_x_input"))
     assert widget.target == -1 and widget.top == []
     assert done(widget)["lrp"].any()
 
@@ -230,9 +226,7 @@ def test_what_cannot_be_shown_is_refused_at_once(demo, options, error):
 def test_the_model_is_left_as_it_was(demo):
     model = load_demo_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    done(
-        compare_saliency(model, demo[1].image, methods=("lrp", "grad_x_input", "gradcam"), layer="features.9")
-    )
+    done(compare_saliency(model, demo[1].image, methods=("lrp", "grad_x_input", "gradcam"), layer="features.9"))
     assert model.training and all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

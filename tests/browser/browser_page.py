@@ -74,14 +74,10 @@ START = """async ([json, esm, css]) => {
 
 def packed_state(widget) -> str:
     """The widget's synchronised state as JSON, bytes as base64."""
-    state = {
-        name: getattr(widget, name) for name in widget.keys if not name.startswith("_") and name != "layout"
-    }
+    state = {name: getattr(widget, name) for name in widget.keys if not name.startswith("_") and name != "layout"}
     return json.dumps(
         state,
-        default=lambda value: (
-            {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else None
-        ),
+        default=lambda value: {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else None,
     )
 
 
@@ -95,9 +91,7 @@ def open_widget(browser, widget, *, width: int = 1280, height: int = 900, dark: 
     )
     page = context.new_page()
     page.console = Console(page)
-    page.set_content(
-        '<!doctype html><meta name="viewport" content="width=device-width"><body style="margin:0">'
-    )
+    page.set_content('<!doctype html><meta name="viewport" content="width=device-width"><body style="margin:0">')
     page.evaluate(START, [packed_state(widget), str(widget._esm), str(widget._css)])
     page.follow = lambda widget: page.evaluate("(text) => receive(parse(text))", packed_state(widget))
     page.wait_for_selector("[data-panel]")
@@ -108,7 +102,5 @@ def canvas_pixels(page, panel: str) -> np.ndarray:
     """RGBA bytes of a panel's canvas as (H, W, 4) int."""
     found = page.locator(f"[data-panel='{panel}'] canvas.saliency-canvas").evaluate(PIXELS)
     return (
-        np.frombuffer(base64.b64decode(found["data"]), np.uint8)
-        .reshape(found["height"], found["width"], 4)
-        .astype(int)
+        np.frombuffer(base64.b64decode(found["data"]), np.uint8).reshape(found["height"], found["width"], 4).astype(int)
     )

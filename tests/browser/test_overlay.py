@@ -13,7 +13,6 @@ from widget_source import KnownSource
 
 from saliency_lrp.widget import SaliencyWidget, blend
 
-
 pytestmark = pytest.mark.browser
 
 SIX = ("lrp", "grad_x_input", "a", "b", "c", "d")
@@ -151,9 +150,7 @@ def test_zoom_is_linked_and_keeps_the_pixel_under_the_mouse(opened):
     assert len(transforms) == 1 and "scale(1)" not in transforms.pop()
     assert page.locator("[data-panel=lrp] .saliency-readout").inner_text() == spot
     page.get_by_role("button", name="Reset zoom").click()
-    assert "scale(1)" in page.locator("[data-panel=lrp] .saliency-zoomed").evaluate(
-        "node => node.style.transform"
-    )
+    assert "scale(1)" in page.locator("[data-panel=lrp] .saliency-zoomed").evaluate("node => node.style.transform")
 
 
 def test_keyboard_moves_the_crosshair(opened):
@@ -178,9 +175,7 @@ def test_everything_is_labelled_and_reached_by_tab(opened):
     for _ in range(24):
         page.keyboard.press("Tab")
         reached.add(
-            page.evaluate(
-                "document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"
-            )
+            page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.textContent")
         )
     assert {
         "Opacity",
@@ -223,8 +218,7 @@ def test_questions_go_to_the_kernel_and_answers_come_back(opened):
     np.testing.assert_array_equal(widget.maps()["lrp"], source._wave("lrp", 11, "gamma"))
     assert (
         np.abs(
-            canvas_pixels(page, "lrp")[..., :3]
-            - blend(source.picture, source._wave("lrp", 11, "gamma")).astype(int)
+            canvas_pixels(page, "lrp")[..., :3] - blend(source.picture, source._wave("lrp", 11, "gamma")).astype(int)
         ).max()
         <= 1
     )
@@ -279,10 +273,7 @@ def test_running_methods_show_progress_and_can_be_cancelled(opened):
 def test_a_failure_is_read_in_its_panel(opened):
     widget, _ = widget_of(selected=("broken", "lrp"))
     page = opened(widget)
-    assert (
-        page.locator("[data-panel=broken] [role=status]").inner_text()
-        == "ValueError: this method cannot do it"
-    )
+    assert page.locator("[data-panel=broken] [role=status]").inner_text() == "ValueError: this method cannot do it"
 
 
 def test_the_account_is_beside_the_lrp_panel(opened):
