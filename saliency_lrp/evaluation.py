@@ -37,9 +37,9 @@ ExplainFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Method = str | Composite | Rule | ExplainFunction | Tensor | np.ndarray
 
 BATCH = 32
-GRID = 8  # regions per side of an image in MoRF-LeRF
-#: How many of the 64 regions are replaced: dense at the ends, where curves bend, and symmetric, so that −R has −score.
-REMOVED = (0, 2, 4, 6, 9, 12, 16, 24, 40, 48, 52, 55, 58, 60, 62, 64)
+GRID = 16  # regions per side of an image in MoRF-LeRF; with 8 it hardly tells methods apart
+#: How many of the regions are replaced: dense at the ends, where curves bend, and symmetric, so that −R has −score.
+REMOVED = (0, 8, 16, 24, 36, 48, 64, 96, 160, 192, 208, 220, 232, 240, 248, 256)
 FLIPPING_STEPS = 16  # at least
 NOISE = 0.1  # of stability, in standard deviations of the inputs
 NOISE_SAMPLES = 4
@@ -243,7 +243,7 @@ def morf_lerf(model: nn.Module, inputs: Tensor, targets: Tensor, maps: Tensor) -
 
     Notes
     -----
-    Quantus' ``RegionPerturbation`` removes one region per forward pass, 128 of them for both orders; the curves bend
+    Quantus' ``RegionPerturbation`` removes one region per forward pass, 512 of them for both orders; the curves bend
     at their ends, so that the 30 used here tell the same (``tests/test_evaluation.py`` compares the two).
     """
     relevance = F.adaptive_avg_pool2d(maps.sum(1, keepdim=True), GRID).flatten(1)

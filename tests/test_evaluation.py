@@ -93,7 +93,7 @@ def test_morf_lerf_agrees_with_quantus_region_perturbation(model, data):
     areas = {}
     for order in ("morf", "lerf"):
         metric = quantus.RegionPerturbation(
-            patch_size=8, regions_evaluation=64, order=order, perturb_baseline="mean", abs=False, normalise=False,
+            patch_size=4, regions_evaluation=256, order=order, perturb_baseline="mean", abs=False, normalise=False,
             disable_warnings=True,
         )  # fmt: skip
         drops = metric(model=model, x_batch=x.numpy(), y_batch=data.labels.numpy(), a_batch=maps.numpy(), device="cpu")
