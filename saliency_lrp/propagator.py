@@ -783,9 +783,13 @@ class Trace:
         starts = [self._start(target, seed) for target in targets]
         if not starts:
             return []
-        if not batched or any(out is not starts[0][0] for out, _ in starts):
-            return [self._run([start], composite, False, True, ())[0][0] for start in starts]
-        return self._run(starts, composite, False, True, ())[0]
+        if batched and all(out is starts[0][0] for out, _ in starts):
+            try:
+                return self._run(starts, composite, False, True, ())[0]
+            except RuntimeError as error:
+                if "atching rule" not in str(error) and "vmap" not in str(error):
+                    raise  # else some view or routing function of the model has no batched gradient
+        return [self._run([start], composite, False, True, ())[0][0] for start in starts]
 
     def layer_relevance(
         self,
@@ -817,17 +821,40 @@ class Trace:
         if which not in ("output", "input"):
             raise unknown_name("side", which, ("output", "input"))
         names = [name] if isinstance(name, str) else list(name)
-        places: list[Place] = []
-        spans: dict[str, tuple[int, int]] = {}
-        for n in names:
-            found = self._places(n, which, call)
-            spans[n] = (len(places), len(places) + len(found))
-            places.extend(found)
-        start = self._start(target, seed)
-        _, at = self._run([start], composite, False, True, tuple(places), condition)
+        found = {n: self._places(n, which, call) for n in names}
+        places = tuple(place for group in found.values() for place in group)
+        _, at = self._run([self._start(target, seed)], composite, False, True, places, condition)
         self._last = (target, seed, composite)
-        values = {n: tuple(at[a:b]) if b - a != 1 else at[a] for n, (a, b) in spans.items()}
+        values = _grouped(at, found)
         return values[name] if isinstance(name, str) else values
+
+    def all_relevance(
+        self,
+        layers: Sequence[str],
+        target: Target = None,
+        seed: Any = "logit",
+        composite: str | Composite | Rule | None = None,
+        retain: bool = True,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Relevance of the inputs and of the outputs of some modules, from one pass.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            Dotted paths as in ``model.named_modules()``; of a module that ran more than once, the last call.
+        target, seed, composite, retain
+            As in :meth:`relevance`.
+
+        Returns
+        -------
+        (Tensor, dict of Tensor)
+            What :meth:`relevance` and :meth:`layer_relevance` give.
+        """
+        found = {name: self._places(name, "output", -1) for name in layers}
+        places = tuple(place for group in found.values() for place in group)
+        (maps,), at = self._run([self._start(target, seed)], composite, False, retain, places)
+        self._last = (target, seed, composite)
+        return maps, _grouped(at, found)
 
     def parameter_relevance(
         self, target: Target = None, seed: Any = "logit", composite: str | Composite | Rule | None = None
@@ -1099,6 +1126,13 @@ class Trace:
         """Issue :meth:`warnings` as Python warnings."""
         for text in self.warnings():
             warnings.warn(text, stacklevel=3)
+
+
+def _grouped(values: list[Tensor], found: Mapping[str, Sequence[Place]]) -> dict[str, Any]:
+    """What was read at the places of each name: a tensor, or a tuple where the module has several."""
+    read = iter(values)
+    groups = {name: tuple(itertools.islice(read, len(places))) for name, places in found.items()}
+    return {name: group[0] if len(group) == 1 else group for name, group in groups.items()}
 
 
 #: Seeds by name.
