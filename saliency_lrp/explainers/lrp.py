@@ -32,6 +32,8 @@ class LrpExplainer:
 
     Attributes
     ----------
+    model : torch.nn.Module
+        The model that is explained; inside any wrapper.
     report : Report or None
         The account of the last explanation.
     """
@@ -45,6 +47,7 @@ class LrpExplainer:
         account: bool = False,
     ) -> None:
         self.propagator = RelevancePropagator(model, composite, unknown)
+        self.model = self.propagator.model
         self.seed = seed
         self.account = account
         self.report: Report | None = None
