@@ -132,7 +132,7 @@ class Lab:
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         )
         nbformat.write(notebook, self.path)
-        height = 1000 if width > 600 else 2600
+        height = 1000 if width > 600 else 3000
         self.context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         self.page = self.context.new_page()
         self.console = Console(self.page)
