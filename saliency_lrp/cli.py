@@ -47,6 +47,8 @@ examples:
       chosen methods, side by side, for class 207 instead of the model's own answer
   saliency-lrp dog.jpg --model vgg16 --method lrp:epsilon_plus --method lrp:epsilon_gamma_box
       rules of relevance propagation, side by side
+  saliency-lrp batch photos/ --model resnet50 --out maps.zarr
+      all images of a folder, into a Zarr store; see saliency-lrp batch --help
   saliency-lrp --list
       the names of all methods and composites
 
@@ -116,12 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "image", nargs="?", metavar="IMAGE", help="the image to explain, in any format that Pillow reads"
     )
-    whose = parser.add_mutually_exclusive_group()
-    whose.add_argument("--model", metavar="NAME", help="a torchvision classifier, with its trained weights")
-    whose.add_argument(
-        "--module", metavar="FILE.py:NAME", help="a model, or a function without arguments that returns one"
-    )
-    whose.add_argument("--demo", action="store_true", help="the demo network (and images, without IMAGE)")
+    _add_model(parser, "the demo network (and images, without IMAGE)")
     parser.add_argument(
         "--method",
         action="append",
@@ -138,14 +135,74 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model(parser: argparse.ArgumentParser, demo: str) -> None:
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--model", metavar="NAME", help="a torchvision classifier, with its trained weights")
+    whose.add_argument(
+        "--module", metavar="FILE.py:NAME", help="a model, or a function without arguments that returns one"
+    )
+    whose.add_argument("--demo", action="store_true", help=demo)
+
+
+def build_batch_parser() -> argparse.ArgumentParser:
+    """The options of `saliency-lrp batch`."""
+    parser = _Parser(
+        prog="saliency-lrp batch",
+        description="Explain all images of a folder by LRP, into a Zarr store. An interrupted run is resumed by the "
+        "same command; under torchrun the processes share the work.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="images, at any depth")
+    _add_model(parser, "the demo network")
+    parser.add_argument("--out", type=Path, default=Path("maps.zarr"), metavar="STORE", help="default: %(default)s")
+    parser.add_argument(
+        "--target",
+        action="append",
+        type=lambda text: None if text == "best" else int(text),
+        metavar="N",
+        help="a class to explain, or 'best' for the model's answer; repeat it for several (default: best)",
+    )
+    parser.add_argument(
+        "--layer", action="append", default=[], metavar="NAME", help="also keep this module's relevance; repeatable"
+    )
+    parser.add_argument("--composite", default="auto", metavar="NAME", help="the rules (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at once, and per chunk (default: 16)")
+    parser.add_argument("--float16", action="store_true", help="store maps in half precision")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the model's)")
+    parser.add_argument("--overwrite", action="store_true", help="start again instead of going on")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def run_batch(options: argparse.Namespace) -> None:
+    """Explain a folder and print what became of it."""
+    from .dataset import explain_dataset
+
+    summary = explain_dataset(
+        find_model(options).eval(),
+        options.folder,
+        options.out,
+        targets=options.target,
+        layers=options.layer,
+        composite=options.composite,
+        batch_size=options.batch_size,
+        dtype="float16" if options.float16 else "float32",
+        device=find_device(options.device),
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    print(summary)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, or 2 after one line about what was wrong."""
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files; no window system is needed
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    batch = arguments[:1] == ["batch"]
+    options = build_batch_parser().parse_args(arguments[1:]) if batch else build_parser().parse_args(arguments)
     try:
-        if options.list:
+        if batch:
+            run_batch(options)
+        elif options.list:
             print_names()
         else:
             run(options, shlex.join(["saliency-lrp", *arguments]))
