@@ -11,7 +11,7 @@ class InputError(ValueError):
 
 
 class ModelCallError(InputError, RuntimeError):
-    """The model itself raised a ``RuntimeError``, most often because it takes input of another shape."""
+    """The model itself raised an error, most often because it takes input of another shape; that is ``__cause__``."""
 
 
 class UnknownNameError(InputError):

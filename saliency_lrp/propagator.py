@@ -568,7 +568,7 @@ class RelevancePropagator:
 Target = Any
 
 
-def _what_failed(error: RuntimeError, model: nn.Module, inputs: Any) -> str:
+def _what_failed(error: Exception, model: nn.Module, inputs: Any) -> str:
     """What a user needs to know of a forward pass that raised: the input's shape, the module, torch's own words."""
     shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(inputs) if isinstance(t, Tensor))
     names = {id(m): name for name, m in model.named_modules()}
@@ -644,7 +644,7 @@ class Trace:
             stack.enter_context(self._interceptor)
             try:
                 self._raw = model(*args, **kwargs)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 if isinstance(error, InputError | torch.OutOfMemoryError):
                     raise
                 raise ModelCallError(_what_failed(error, model, (args, kwargs))) from error
