@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
@@ -149,6 +149,15 @@ class Binding:
 # ------------------------------------------------------------------------------------------------ interception
 
 
+class Held:
+    """A tensor that autograd keeps for its own backward pass."""
+
+    __slots__ = ("saved",)
+
+    def __init__(self, t: Tensor) -> None:
+        self.saved = [t]
+
+
 class Interceptor(TorchFunctionMode):
     """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
 
@@ -191,6 +200,8 @@ class Interceptor(TorchFunctionMode):
             return func(*args, **kwargs)  # inside somebody's autograd.Function
         activations, parameters = self.activations(args, kwargs)
         if not activations:
+            if args and isinstance(args[0], Tensor) and entry.writes(args, kwargs):
+                self.before_write(args[0])
             if self.integer_inputs and entry.name in ("embedding", "embedding_bag"):
                 return self.embed(func, args, kwargs)
             if parameters:
@@ -300,9 +311,16 @@ class Interceptor(TorchFunctionMode):
         """Remember a choice that the user should know of."""
         self.notes[text] = None
 
-    def remember(self, t: Tensor, site: Site, slot: int) -> None:
+    def remember(self, t: Tensor, site: Site | Held, slot: int) -> None:
         """A site keeps an alias of this memory (slot -1: its output)."""
         self.saved.setdefault(t.untyped_storage().data_ptr(), []).append((site, slot))
+
+    def pack(self, t: Tensor) -> Held:
+        """What autograd itself keeps for functions that run as they are; like sites, it gets a copy before a write."""
+        with torch._C.DisableTorchFunction():
+            held = Held(t)
+            self.remember(t, held, 0)
+        return held
 
     def before_write(self, target: Tensor) -> None:
         """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
@@ -639,6 +657,8 @@ class Trace:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(evaluating(model))
             stack.callback(forget_graphs, model)
+            # without these, autograd refuses models that write into what a max pooling, say, has read
+            stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
             watch = _Watch(self._interceptor, self.calls)
             stack.callback(watch.remove)
             stack.enter_context(self._interceptor)

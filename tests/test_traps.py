@@ -817,6 +817,79 @@ def test_writing_into_memory(writer):
         close(trace.relevance(2, composite=rule), explain(twin, x, 2, rule))
 
 
+def index_zeroed(y):
+    index = torch.arange(6).flip(0)
+    out = y[:, index]
+    index.zero_()
+    return y, out
+
+
+def mask_zeroed(y):
+    mask = y > 0
+    out = torch.where(mask, y, 0.0)
+    mask.zero_()
+    return y, out
+
+
+# what autograd keeps for its own backward pass, and the model then writes into; and the same out of place
+KEPT = {
+    "max_pool": (
+        lambda y: (p := F.max_pool1d(y[:, None], 3, 1, 1)[:, 0], y.mul_(2))[::-1],
+        lambda y: (2 * y, F.max_pool1d(y[:, None], 3, 1, 1)[:, 0]),
+    ),
+    "amax": (
+        lambda y: (p := y.amax(1, keepdim=True), y.mul_(2))[::-1],
+        lambda y: (2 * y, y.amax(1, keepdim=True)),
+    ),
+    "result of amax": (
+        lambda y: (y, y.amax(1, keepdim=True).mul_(3)),
+        lambda y: (y, 3 * y.amax(1, keepdim=True)),
+    ),
+    "maximum": (
+        lambda y: (p := torch.maximum(y, y.flip(1)), y.mul_(2))[::-1],
+        lambda y: (2 * y, torch.maximum(y, y.flip(1))),
+    ),
+    "index": (index_zeroed, lambda y: (y, y.flip(1))),
+    "mask": (mask_zeroed, lambda y: (y, y.relu())),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_writing_into_what_autograd_keeps(name):
+    in_place, plain = KEPT[name]
+    layers, x = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 2)}, noise(3, 4)
+    model = Net(lambda s, x: s.b(torch.stack(torch.broadcast_tensors(*in_place(s.a(x)))).sum(0)), **layers)
+    twin = Net(lambda s, x: s.b(sum(plain(s.a(x)))), **layers)
+    trace = RelevancePropagator(model, EXACT, unknown="error").trace(x)
+    with torch.no_grad():
+        assert torch.equal(trace.output, model(x))
+    close(trace.relevance(1), gradient_times_input(twin, x, 1))
+
+
+RESHAPED_LAST = {
+    "instance_norm": lambda s, x: s.head((F.instance_norm(x)).relu_().flatten(1)),
+    "avg_pool1d": lambda s, x: s.head(F.avg_pool1d(x, 3, 1, 1).relu_().flatten(1)),
+    "conv1d": lambda s, x: s.head(s.conv(x).relu_().flatten(1)),
+    "linear": lambda s, x: s.head(s.linear(x).relu_().flatten(1)),
+}
+
+
+@pytest.mark.parametrize("name", RESHAPED_LAST)
+def test_writing_into_what_torch_made_by_a_reshape(name):
+    parts = {"conv": nn.Conv1d(2, 2, 3, padding=1), "linear": nn.Linear(5, 5), "head": nn.Linear(10, 2)}
+    model, x = Net(RESHAPED_LAST[name], **parts), noise(2, 2, 5)
+    twin = copy.deepcopy(model)
+    twin.function = {
+        "instance_norm": lambda s, x: s.head(F.instance_norm(x).relu().flatten(1)),
+        "avg_pool1d": lambda s, x: s.head(F.avg_pool1d(x, 3, 1, 1).relu().flatten(1)),
+        "conv1d": lambda s, x: s.head(s.conv(x).relu().flatten(1)),
+        "linear": lambda s, x: s.head(s.linear(x).relu().flatten(1)),
+    }[name]
+    assert torch.equal(explain(model, x), explain(twin, x))
+    if name != "instance_norm":  # its statistics are constants for relevance
+        close(explain(model, x), gradient_times_input(twin, x))
+
+
 # ------------------------------------------------------------------------------------------------ unusual models
 
 
