@@ -88,7 +88,8 @@ def settle(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
 #: What is added to activations: biases by any name, tokens, position tables, means.
 ADDED = re.compile(
     r"(^|[._])(bias|b1|b2|beta|[qkv]_bias|in_proj_bias|\w*_bias|\w*token\w*|\w*pos_?emb\w*|pos_embedding\w*|"
-    r"position_emb\w*|token_type_emb\w*|wpe|absolute_pos\w*|\w*pos_encod\w*|register\w*|latent|query_embed\w*|(\w*_)?mean)([._]|$)"
+    r"position_emb\w*|token_type_emb\w*|wpe|absolute_pos\w*|\w*pos_encod\w*|register\w*|latent|"
+    r"\w+_pos|query_embed\w*|(\w*_)?mean)([._]|$)"
 )
 
 

@@ -16,8 +16,8 @@ from .registry import kind
     # shapes and views
     *"view reshape permute transpose t T.get mT.get H.get mH.get swapaxes swapdims movedim moveaxis flatten".split(),
     *"unflatten ravel squeeze unsqueeze view_as reshape_as expand expand_as broadcast_to broadcast_tensors".split(),
-    *"atleast_1d atleast_2d atleast_3d as_strided contiguous clone alias rename refine_names align_to names positive".split(),
-    *"conj resolve_conj resolve_neg real.get imag.get view_as_real view_as_complex requires_grad_ _unsafe_view".split(),
+    *"atleast_1d atleast_2d atleast_3d as_strided contiguous clone alias _unsafe_view rename refine_names".split(),
+    *"align_to names positive conj resolve_conj resolve_neg real.get imag.get view_as_real view_as_complex".split(),
     # joining and taking apart
     *"cat concat concatenate stack hstack vstack dstack row_stack column_stack split chunk tensor_split hsplit".split(),
     *"vsplit dsplit split_with_sizes unsafe_split unsafe_chunk unbind block_diag meshgrid cartesian_prod".split(),
@@ -26,7 +26,7 @@ from .registry import kind
     *"scatter index_put index_copy index_fill masked_fill masked_scatter slice_scatter select_scatter copy".split(),
     *"diagonal_scatter fill zero where tril triu diag diagonal diag_embed diagflat unfold im2col repeat".split(),
     *"repeat_interleave tile flip fliplr flipud roll rot90 pad constant_pad_nd channel_shuffle pixel_shuffle".split(),
-    *"pixel_unshuffle native_channel_shuffle __iter__ __reversed__ to_dense".split(),
+    *"requires_grad_ pixel_unshuffle native_channel_shuffle __iter__ __reversed__ to_dense".split(),
     *"_pack_padded_sequence _pad_packed_sequence pad_sequence".split(),
     # type and device
     *"to type float double half bfloat16 type_as cuda cpu to_mkldnn".split(),
