@@ -128,10 +128,16 @@ def unregister() -> None:
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """``%load_ext saliency_lrp``."""
+    """``%load_ext saliency_lrp``: register with TensorWatch, and the magics ``%saliency`` and ``%%saliency``."""
+    from .magics import register_magics
+
     register()
+    register_magics(ipython)
 
 
 def unload_ipython_extension(ipython: Any) -> None:
     """``%unload_ext saliency_lrp``."""
+    from .magics import unregister_magics
+
     unregister()
+    unregister_magics(ipython)

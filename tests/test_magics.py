@@ -69,3 +69,14 @@ def test_unregistering_leaves_nothing(shell):
     magics.unregister_magics(shell)
     assert shell.find_line_magic("saliency") is None and shell.find_cell_magic("saliency") is None
     magics.unregister_magics(shell)
+
+
+def test_the_extension_brings_and_takes_the_magics():
+    import saliency_lrp
+
+    shell = InteractiveShell()
+    shell.run_line_magic("load_ext", "saliency_lrp")
+    assert "saliency" in shell.magics_manager.magics["line"] and "saliency" in shell.magics_manager.magics["cell"]
+    shell.run_line_magic("unload_ext", "saliency_lrp")
+    assert "saliency" not in shell.magics_manager.magics["cell"]
+    saliency_lrp.register()
