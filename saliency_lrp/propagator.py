@@ -140,8 +140,9 @@ class Binding:
             return  # a plain gradient needs no rule
         if self.unknown == "error":
             raise InputError(
-                f"relevance reached {site.describe()}, which is not in the table of functions. Say how it hands relevance "
-                f"back, as in saliency_lrp.functions.register({site.op!r}, 'sum'), or use unknown='warn'"
+                f"relevance reached {site.describe()}, which is not in the table of functions. Say how it "
+                f"hands relevance back, as in saliency_lrp.functions.register({site.op!r}, 'sum'), or use "
+                "unknown='warn'"
             )
         self.unknown_sites[site.index] = site
 
@@ -249,12 +250,12 @@ class Interceptor(TorchFunctionMode):
             if isinstance(site, Site) and site.binding is not self.binding:
                 continue
             if isinstance(site, Site) or any(leaf is root for root in self.roots):
-                for name in foreign:
-                    self.unknown_call(name, "a custom autograd.Function")
+                for found in foreign:
+                    custom.report(found, self)
                 self.tag(t, Tag(self.token))
                 return True
             if isinstance(node, torch.autograd.function.BackwardCFunction):
-                foreign.append(type(node).__name__.removesuffix("Backward"))
+                foreign.append(node)
             pending.extend(n for n, _ in node.next_functions if n is not None)
         return False
 
@@ -418,7 +419,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def forget_graphs(model: nn.Module) -> None:
-    """Take the graph off activations that the model keeps (states, caches, buffers): it would live as long as they do."""
+    """Take the graph off activations that the model keeps (states, caches, buffers), where it would live on."""
 
     def plain(t: Tensor) -> Tensor:
         return t.detach() if hasattr(t, TAG) else t
@@ -438,7 +439,7 @@ MODULE_TABLES = frozenset(vars(nn.Module()))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DistributedDataParallel and torch.compile; an error for what cannot be explained."""
+    """The model inside DataParallel, DistributedDataParallel, torch.compile; an error for what cannot be explained."""
     while True:
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod
@@ -455,7 +456,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
             )
         if "quantized" in type(module).__module__:
             raise InputError(
-                f"{name or 'the model'} is a quantised module ({type(module).__name__}); give the float model it was made from"
+                f"{name or 'the model'} is a quantised module ({type(module).__name__}); give the float model "
+                "that it was made from"
             )
     for name, p in (*model.named_parameters(), *model.named_buffers()):
         if p.is_meta:
@@ -598,8 +600,8 @@ def _what_failed(error: Exception, model: nn.Module, inputs: Any) -> str:
             where = f" at {names[id(module)]!r}, {what}"
         step = step.tb_next
     return (
-        f"{type(model).__name__} cannot run on an input of shape {shapes}: it stopped{where} with {str(error)!r}. Give an "
-        "input of the shape and dtype that the model takes"
+        f"{type(model).__name__} cannot run on an input of shape {shapes}: it stopped{where} with {str(error)!r}. "
+        "Give an input of the shape and dtype that the model takes"
     )
 
 
@@ -671,7 +673,7 @@ class Trace:
         self._interceptor.saved.clear()
 
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace each tensor input by a copy that relevance can be read at; nothing writes into the caller's tensors."""
+        """Each tensor input as a copy that relevance can be read at; nothing writes into the caller's tensors."""
         values, spec = tree_flatten((args, kwargs))
         self._check_inputs([t for t in values if isinstance(t, Tensor) and t.is_floating_point()])
         self._leaves: list[tuple[str, Tensor]] = []
@@ -698,7 +700,8 @@ class Trace:
             bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
             if bool(bad.any()):
                 raise InputError(
-                    f"input {k}, of shape {tuple(t.shape)}, has {int(bad.sum())} values that are NaN or infinite; clean it first"
+                    f"input {k}, of shape {tuple(t.shape)}, has {int(bad.sum())} values that are NaN or infinite; "
+                    "clean it first"
                 )
 
     def _finish(self) -> None:
@@ -1011,8 +1014,9 @@ class Trace:
         """One class per item."""
         if out.dim() != 2 or out.shape[1] == 0:
             raise InputError(
-                f"the model's output has shape {tuple(out.shape)}, not (items, classes); say what to explain with a callable "
-                "target, such as target=lambda out: out[:, 3].mean((1, 2)), or with a seed tensor of the output's shape"
+                f"the model's output has shape {tuple(out.shape)}, not (items, classes); say what to explain with a "
+                "callable target, such as target=lambda out: out[:, 3].mean((1, 2)), or with a seed tensor of "
+                "the output's shape"
             )
         n, classes = out.shape
         if target is None:
@@ -1053,10 +1057,10 @@ class Trace:
         """Maps for each start, and relevance at places inside the model (of the first start)."""
         if not self._leaves:
             raise InputError(
-                "the model was given no tensor that relevance could be attributed to (a floating-point tensor, or integers "
-                "that it embeds)"
+                "the model was given no tensor that relevance could be attributed to (a floating-point tensor, or "
+                "integers that it embeds)"
             )
-        # a layer and the batch norm folded into it are one site: what passes between them is read at the batch norm's output
+        # a layer and the batch norm folded into it are one site: what is between them is read at the latter's output
         edges = [[p.edge, *self._interceptor.folds.get(id(p.site), ())] for p in places]
         chosen = self.composite if composite is None else composites.get(composite)
         leaves = [leaf for _, leaf in self._leaves]
@@ -1128,8 +1132,9 @@ class Trace:
             size = sum(float(total(v.abs())) for v in values if v is not None)
             if size > EXPLODED * float(total(seeds.abs())):
                 report.warnings.append(
-                    f"Σ|R| of the map is {size / float(total(seeds.abs())):.3g} times that of the seed: relevance of opposite "
-                    "signs nearly cancels somewhere; do not trust single pixels (rules such as z⁺ or γ avoid this)"
+                    f"Σ|R| of the map is {size / float(total(seeds.abs())):.3g} times that of the seed: relevance of "
+                    "opposite signs nearly cancels somewhere; do not trust single pixels (rules such as z⁺ or "
+                    "γ avoid this)"
                 )
         return report
 
@@ -1137,8 +1142,8 @@ class Trace:
         """Functions that the last explanation met and that are not understood."""
         found = {f"{s.op} at {s.path!r}": s.op for s in getattr(self, "_unknown", [])}
         return [
-            f"{where} is not in the table of functions; relevance was shared by a first-order expansion. Say how it hands "
-            f"relevance back: saliency_lrp.functions.register({op!r}, 'sum')"
+            f"{where} is not in the table of functions; relevance was shared by a first-order expansion. Say how it "
+            f"hands relevance back: saliency_lrp.functions.register({op!r}, 'sum')"
             for where, op in found.items()
         ] + [n.removeprefix("unknown: ") for n in self._interceptor.notes if n.startswith("unknown: ")]
 

@@ -107,7 +107,9 @@ class Boom(Exception):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("where", ["first module", "last module", "own code", "shape", "rule", "target", "seed", "interrupt"])
+@pytest.mark.parametrize(
+    "where", ["first module", "last module", "own code", "shape", "rule", "target", "seed", "interrupt"]
+)
 def test_every_way_to_fail(name, where):
     make, shape = MODELS[name]
     model, x = dressed(make()), noise(2, *shape)

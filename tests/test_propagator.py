@@ -234,7 +234,10 @@ def test_relevance_at_a_layer_by_hand():
 
 
 def test_relevance_of_each_call_of_a_reused_module():
-    model, x = Net(lambda s, x: s.act(s.a(s.act(s.a(s.act(s.a(x)))))), a=nn.Linear(3, 3), act=nn.ReLU()), noise(2, 3).abs()
+    model, x = (
+        Net(lambda s, x: s.act(s.a(s.act(s.a(s.act(s.a(x)))))), a=nn.Linear(3, 3), act=nn.ReLU()),
+        noise(2, 3).abs(),
+    )
     trace = RelevancePropagator(model, rules.Epsilon(1e-3)).trace(x)
     R = trace.layer_relevance("act", seed=torch.ones_like(x))
     assert torch.equal(R, torch.ones_like(x))
@@ -248,7 +251,8 @@ def test_relevance_of_each_call_of_a_reused_module():
         R = h[call] * (c @ model.a.weight.detach())
         close(trace.layer_relevance("a", seed=torch.ones_like(x), call=call, which="input"), R)
     assert torch.equal(
-        trace.layer_relevance("a", call=-3, seed=torch.ones_like(x)), trace.layer_relevance("a", call=0, seed=torch.ones_like(x))
+        trace.layer_relevance("a", call=-3, seed=torch.ones_like(x)),
+        trace.layer_relevance("a", call=0, seed=torch.ones_like(x)),
     )
 
 
@@ -313,7 +317,9 @@ def test_inputs_of_any_structure():
         close(R, x * getattr(model, name).weight[1].detach())
 
 
-@pytest.mark.parametrize("wrap", [lambda y: {"logits": y}, lambda y: (y, None), lambda y: [{"a": y}], lambda y: {"out": y, "aux": y * 2}])
+@pytest.mark.parametrize(
+    "wrap", [lambda y: {"logits": y}, lambda y: (y, None), lambda y: [{"a": y}], lambda y: {"out": y, "aux": y * 2}]
+)
 def test_outputs_of_any_structure(wrap):
     model, x = Net(lambda s, x: wrap(s.a(x)), a=nn.Linear(3, 2)), noise(2, 3)
     trace = RelevancePropagator(model, EXACT).trace(x)

@@ -46,7 +46,9 @@ def test_a_two_layer_net_by_hand():
     assert (report.seed, report.result) == pytest.approx((13.0, 4 * low))
     assert report.conserved == pytest.approx(4 * low / 13)
     absorbed = report.absorbed
-    assert absorbed == pytest.approx({"bias": low - 2 * top, "epsilon": low + top, "rule": 0, "constants": 0}, abs=1e-12)
+    assert absorbed == pytest.approx(
+        {"bias": low - 2 * top, "epsilon": low + top, "rule": 0, "constants": 0}, abs=1e-12
+    )
     assert report.warnings == []
 
 
@@ -59,13 +61,20 @@ def test_shares_of_alpha_beta_by_hand():
     assert (row.bias, row.epsilon, row.lost) == pytest.approx((2 * 2 / 3, 0.0, 4 / 3))
 
 
-@pytest.mark.parametrize("rule", [rules.Epsilon(1e-2), rules.ZPlus(1e-2), rules.AlphaBeta(2, 1, 1e-2), rules.Gamma(0.5, 1e-2),
-                                  rules.GeneralizedGamma(0.5, 1e-2), rules.WSquare(1e-2), rules.ZBox(-3, 3, 1e-2)])  # fmt: skip
+EVERY_RULE = [
+    rules.Epsilon(1e-2), rules.ZPlus(1e-2), rules.AlphaBeta(2, 1, 1e-2), rules.Gamma(0.5, 1e-2),
+    rules.GeneralizedGamma(0.5, 1e-2), rules.WSquare(1e-2), rules.ZBox(-3, 3, 1e-2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", EVERY_RULE, ids=repr)
 def test_every_row_adds_up(rule):
     """arrived = left + bias + ε, whatever the rule; and one row's left is the next one's arrived."""
     torch.manual_seed(0)
     convs = {"a": nn.Conv2d(2, 3, 3), "norm": nn.BatchNorm2d(3), "b": nn.Conv2d(3, 3, 3, padding=1)}
-    model = Net(lambda s, x: s.head((s.b(y := s.norm(s.a(x)).relu()) + y).relu().flatten(1)), **convs, head=nn.Linear(48, 3))
+    model = Net(
+        lambda s, x: s.head((s.b(y := s.norm(s.a(x)).relu()) + y).relu().flatten(1)), **convs, head=nn.Linear(48, 3)
+    )
     trace = RelevancePropagator(model, rule).trace(noise(2, 2, 6, 6))
     R = trace.relevance(0, account=True)
     report = trace.report()

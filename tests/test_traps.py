@@ -529,7 +529,11 @@ def test_wrappers_are_looked_through():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_refused_clearly():
     net = nn.Sequential(nn.Linear(3, 2))
-    for scripted in (torch.jit.script(net), torch.jit.trace(net, torch.zeros(1, 3)), nn.Sequential(torch.jit.script(net))):
+    for scripted in (
+        torch.jit.script(net),
+        torch.jit.trace(net, torch.zeros(1, 3)),
+        nn.Sequential(torch.jit.script(net)),
+    ):
         with pytest.raises(InputError, match="TorchScript"):
             RelevancePropagator(scripted)
 
@@ -781,15 +785,11 @@ def out_of_place(name):
         "buffer_then": lambda s, x: s.layer(F.pad(x, (1, 1))),
         "buffer_view_then": lambda s, x: s.layer(F.pad(x, (1, 1))),
         "slice_iadd": lambda s, x: s.c(torch.cat([s.a(x)[:, :1] + s.b(x)[:, 1:2], s.a(x)[:, 1:]], 1).relu()),
-        "slice_assign": lambda s, x: s.c(
-            torch.cat([s.a(x).relu()[:, :1], s.b(x)[:, :2], s.a(x).relu()[:, 3:]], 1)
-        ),
+        "slice_assign": lambda s, x: s.c(torch.cat([s.a(x).relu()[:, :1], s.b(x)[:, :2], s.a(x).relu()[:, 3:]], 1)),
         "chunk_in_place": lambda s, x: s.c(torch.cat([s.a(x)[:, 2:] * 2, s.a(x)[:, :2].relu()], 1)),
         "unbind_in_place": lambda s, x: s.c(torch.cat([-s.a(x)[:, :1], s.a(x)[:, 1:]], 1)),
         "chunk_out_of_place": lambda s, x: s.c(torch.cat([s.a(x)[:, 2:] * 2, s.a(x)[:, :2].relu()], 1)),
-        "writes_into_its_input": lambda s, x: s.c(
-            s.a(torch.cat([torch.ones_like(x[:, :1]), 2 * x[:, 1:]], 1)).relu()
-        ),
+        "writes_into_its_input": lambda s, x: s.c(s.a(torch.cat([torch.ones_like(x[:, :1]), 2 * x[:, 1:]], 1)).relu()),
         "view_of_a_relu": lambda s, x: s.c(torch.cat([s.a(x).relu()[:, :2] - 3, s.a(x).relu()[:, 2:]], 1)),
         "masked": lambda s, x: s.c(s.a(x).relu()),
     }[name]
@@ -834,11 +834,11 @@ def mask_zeroed(y):
 # what autograd keeps for its own backward pass, and the model then writes into; and the same out of place
 KEPT = {
     "max_pool": (
-        lambda y: (p := F.max_pool1d(y[:, None], 3, 1, 1)[:, 0], y.mul_(2))[::-1],
+        lambda y: (F.max_pool1d(y[:, None], 3, 1, 1)[:, 0], y.mul_(2))[::-1],
         lambda y: (2 * y, F.max_pool1d(y[:, None], 3, 1, 1)[:, 0]),
     ),
     "amax": (
-        lambda y: (p := y.amax(1, keepdim=True), y.mul_(2))[::-1],
+        lambda y: (y.amax(1, keepdim=True), y.mul_(2))[::-1],
         lambda y: (2 * y, y.amax(1, keepdim=True)),
     ),
     "result of amax": (
@@ -846,7 +846,7 @@ KEPT = {
         lambda y: (y, 3 * y.amax(1, keepdim=True)),
     ),
     "maximum": (
-        lambda y: (p := torch.maximum(y, y.flip(1)), y.mul_(2))[::-1],
+        lambda y: (torch.maximum(y, y.flip(1)), y.mul_(2))[::-1],
         lambda y: (2 * y, torch.maximum(y, y.flip(1))),
     ),
     "index": (index_zeroed, lambda y: (y, y.flip(1))),
