@@ -66,9 +66,7 @@ Step = Callable[[Tensor, State], State]
 
 def lstm_step(weights: Weights) -> Step:
     """``c' = f · c + i · g``, ``h' = o · tanh(c')``, projected where there is a projection."""
-    (w_if, b_if), (w_g, b_g), (w_o, b_o) = (
-        weights.joint(rows) for rows in (slice(0, 2), slice(2, 3), slice(3, 4))
-    )
+    (w_if, b_if), (w_g, b_g), (w_o, b_o) = (weights.joint(rows) for rows in (slice(0, 2), slice(2, 3), slice(3, 4)))
     w_gates = torch.cat([w_if, w_o])
     b_gates = None if b_if is None or b_o is None else torch.cat([b_if, b_o])
 
@@ -197,8 +195,7 @@ class RecurrentSite(DecomposedSite):
     def __init__(self, call: Call, operands: Sequence[Tensor]) -> None:
         super().__init__(call)
         self.operands = [
-            next((Slot(k) for k, a in enumerate(call.activations) if a is t), None) or t.detach()
-            for t in operands
+            next((Slot(k) for k, a in enumerate(call.activations) if a is t), None) or t.detach() for t in operands
         ]
 
     def every_operand(self) -> list[Tensor]:
@@ -221,9 +218,7 @@ class LayersSite(RecurrentSite):
 
     def __init__(self, call: Call) -> None:
         # only packed calls have the list of weights in the fourth place
-        packed = "batch_sizes" in call.kwargs or (
-            len(call.args) > 3 and isinstance(call.args[3], tuple | list)
-        )
+        packed = "batch_sizes" in call.kwargs or (len(call.args) > 3 and isinstance(call.args[3], tuple | list))
         names = self.PACKED if packed else self.NAMES
         given = {name: call.arg(k, name) for k, name in enumerate(names)}
         states = given["hx"]
@@ -235,9 +230,7 @@ class LayersSite(RecurrentSite):
         params = [p.detach() for p in given["params"]]
         biased = given["has_biases"]
         per_cell = len(params) // (given["num_layers"] * self.directions)
-        self.weights = [
-            _weights(params[k : k + per_cell], biased) for k in range(0, len(params), per_cell)
-        ]
+        self.weights = [_weights(params[k : k + per_cell], biased) for k in range(0, len(params), per_cell)]
         if given["train"] and given["dropout"]:
             call.interceptor.note(f"{call.name} at {call.path!r}: its dropout was on; relevance ignores it")
 
@@ -270,14 +263,10 @@ class LayersSite(RecurrentSite):
 def _weights(params: Sequence[Tensor], biased: bool) -> Weights:
     """The weights of one cell from torch's flat list: (w_ih, w_hh[, b_ih, b_hh][, w_hr])."""
     n = 4 if biased else 2
-    return Weights(
-        *params[:n], **({"w_hr": params[n]} if len(params) > n else {})
-    )
+    return Weights(*params[:n], **({"w_hr": params[n]} if len(params) > n else {}))
 
 
-def run_direction(
-    step: Step, inputs: Sequence[Tensor], initial: State, backwards: bool
-) -> tuple[list[Tensor], State]:
+def run_direction(step: Step, inputs: Sequence[Tensor], initial: State, backwards: bool) -> tuple[list[Tensor], State]:
     """Outputs (in order of time) and final state of one layer in one direction.
 
     Inputs of later times may have fewer rows, as in packed sequences: the last rows are the first to end.
