@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 from . import composites
 from .composites import Composite
 from .errors import InputError, ModelCallError, unknown_name
-from .functions import HANDLERS
+from .functions import HANDLERS, custom
 from .functions.call import PLAIN, Call, Tag
 from .functions.opened import open_up, opened
 from .functions.registry import LOOKED_UP
@@ -358,10 +358,10 @@ class Interceptor(TorchFunctionMode):
                     self.tag(t, Tag(self.token))
         return out
 
-    def unknown_call(self, name: str, why: str) -> None:
-        """Report a call that relevance passes as if it were a plain gradient."""
+    def unknown_call(self, name: str, why: str, how: str = "relevance passes it like a gradient") -> None:
+        """Report a call that has no rule of its own."""
         path = self.location()[0]
-        text = f"{name} at {path!r} is not understood ({why}); relevance passes it like a gradient"
+        text = f"{name} at {path!r} is not understood ({why}); {how}"
         if self.binding.unknown == "error":
             raise InputError(text + ". Use unknown='warn' to get a map all the same")
         self.note("unknown: " + text)
@@ -716,6 +716,8 @@ class Trace:
         self.binding.linear_count = rank
         for t in tree_leaves(self._raw):
             tag = getattr(t, TAG, None) if isinstance(t, Tensor) else None
+            if tag is None and isinstance(t, Tensor) and t.requires_grad:
+                self._interceptor.adopt(t)  # made by a custom autograd.Function, which is reported
             if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
                 tag.site.is_output = True
         for source in self._interceptor.integer_inputs.values():

@@ -834,10 +834,43 @@ class Doubled(torch.autograd.Function):
         return 2 * g
 
 
-def test_a_custom_autograd_function_is_reported():
-    trace = RelevancePropagator(Function(lambda x: F.relu(Doubled.apply(F.relu(x)))), EXACT).trace(X)
+class Summed(torch.autograd.Function):
+    """One that changes the shape."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.n = x.shape[1]
+        return x.sum(1)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g[:, None].expand(-1, ctx.n)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_custom_autograd_function_is_reported(last):
+    """It is no function of torch's; where it keeps the shape it counts as an activation."""
+    f = Doubled.apply if last else lambda x: F.relu(Doubled.apply(F.relu(x)))
+    trace = RelevancePropagator(Function(f), EXACT).trace(X)
+    (told,) = trace.warnings()
+    assert "Doubled" in told and "unchanged" in told
+    close(trace.relevance(lambda out: out), trace.output)
+    gradient = trace.relevance(lambda out: out, composite="gradient")
+    assert torch.equal(gradient, 2 * trace.output * (1 if last else X > 0))
+    several = trace.relevances([lambda out: out, lambda out: out])
+    close(several[1], trace.output)
+
+
+def test_a_custom_autograd_function_of_another_shape_is_reported():
+    trace = RelevancePropagator(Function(lambda x: Summed.apply(F.relu(x)) * 2), EXACT).trace(X)
     R = trace.relevance(lambda out: out)
-    assert torch.isfinite(R).all() and any("Doubled" in w for w in trace.warnings())
+    (told,) = trace.warnings()
+    assert "Summed" in told and "like a gradient" in told and torch.isfinite(R).all()
+
+
+def test_a_custom_autograd_function_can_be_refused():
+    with pytest.raises(ValueError, match="Doubled"):
+        RelevancePropagator(Function(lambda x: F.relu(Doubled.apply(x))), EXACT, unknown="error").trace(X)
 
 
 # ------------------------------------------------------------------------------------------------ the table itself
