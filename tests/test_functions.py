@@ -868,6 +868,14 @@ def test_a_custom_autograd_function_of_another_shape_is_reported():
     assert "Summed" in told and "like a gradient" in told and torch.isfinite(R).all()
 
 
+def test_backward_hooks_are_not_custom_functions():
+    model = nn.Sequential(nn.ReLU(), nn.Tanh())
+    model[0].register_full_backward_hook(lambda *_: None)
+    trace = RelevancePropagator(model, EXACT, unknown="error").trace(X)
+    close(trace.relevance(lambda out: out), trace.output)
+    assert trace.warnings() == []
+
+
 def test_a_custom_autograd_function_can_be_refused():
     with pytest.raises(ValueError, match="Doubled"):
         RelevancePropagator(Function(lambda x: F.relu(Doubled.apply(x))), EXACT, unknown="error").trace(X)

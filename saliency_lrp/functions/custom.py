@@ -15,6 +15,10 @@ from ..rules import Gradient
 from .site import Site
 
 
+#: torch's own, which hand every tensor on as it is: full backward hooks of modules.
+IDENTITIES = frozenset({"BackwardHookFunction"})
+
+
 class CustomSite(Site):
     """What a composite is asked about: a function that is not in the table."""
 
@@ -50,7 +54,7 @@ def pass_unchanged(node: Any, site: CustomSite) -> None:
 def report(node: Any, interceptor: Any) -> None:
     """Decide on a custom function's node, and tell the user."""
     name = type(node).__name__.removesuffix("Backward")
-    if "saliency_lrp" in node.metadata:
+    if name in IDENTITIES or "saliency_lrp" in node.metadata:
         return
     node.metadata["saliency_lrp"] = True
     if keeps_shape(node):
