@@ -345,10 +345,10 @@ class Job:
         return found
 
     @staticmethod
-    def _labels(labels: list[int | None]) -> list[int]:
+    def _labels(labels: list[int | None]) -> tuple[int, ...]:
         if any(label is None for label in labels):
             raise InputError("targets='label' needs a data set whose items are (input, class index) pairs")
-        return labels  # type: ignore[return-value]
+        return tuple(labels)  # type: ignore[arg-type]
 
     def _write(self, store: zarr.Group, span: range, rows: list[int], found: list[tuple[Any, ...]]) -> None:
         maps, layers, index, score, conserved = zip(*found, strict=True)

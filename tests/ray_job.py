@@ -1,0 +1,72 @@
+"""The demo job on a local Ray cluster of two workers, in a process of its own: ``ray_job.py OUT [MARKER]``.
+
+With MARKER, a file name, the first worker that explains its second batch kills itself, once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+
+import ray
+import torch
+from dataset_job import OPTIONS, inputs
+
+from saliency_lrp import dataset, ray_dataset
+from saliency_lrp.demo import load_demo_model
+
+
+class Dying(dataset.Job):
+    """A job whose worker is killed in the middle: after data were written and before the flag."""
+
+    marker = ""
+    batches_here = 0
+
+    def _write(self, *args):
+        super()._write(*args)
+        self.batches_here += 1
+        if self.batches_here == 2:
+            try:
+                os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(out: str, marker: str | None = None) -> None:
+    torch.set_num_threads(1)
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.pathsep.join([here, os.path.dirname(here)])
+    with tempfile.TemporaryDirectory(prefix="ray") as scratch:
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=scratch,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+        )
+        try:
+            if marker:
+                make = ray_dataset.make_job
+
+                def dying(*args):
+                    job = make(*args)
+                    job.__class__ = Dying
+                    job.marker = marker
+                    return job
+
+                ray_dataset.make_job = dying
+            options = {key: value for key, value in OPTIONS.items() if key != "progress"}
+            summary = ray_dataset.explain_dataset_on_ray(load_demo_model(), inputs(), out, workers=2, **options)
+            print(summary)
+        finally:
+            ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
