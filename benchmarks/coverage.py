@@ -207,7 +207,7 @@ def zennit_composite(name: str, conserving: bool) -> Any:
     canonizer = next((c for start, c in families.items() if name.startswith(start)), SequentialMergeBatchNorm)
     if not conserving:
         return EpsilonPlus(canonizers=[canonizer()])
-    table = [*layer_map_base(), (Linear, z.Epsilon(epsilon=TINY))]
+    table = [*layer_map_base(stabilizer=TINY), (Linear, z.Epsilon(epsilon=TINY))]
     return LayerMapComposite(table, canonizers=[canonizer()])
 
 
@@ -274,7 +274,7 @@ def time_limit(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def measure(subject: zoo.Subject, peers: bool, row: Row, timed: bool = True) -> None:
+def measure(subject: zoo.Subject, row: Row, timed: bool = True) -> None:
     """Fill ``row``, step by step, so that what was found before a failure stays."""
     model = subject.model()
     args, kwargs = subject.inputs(1)
@@ -283,28 +283,32 @@ def measure(subject: zoo.Subject, peers: bool, row: Row, timed: bool = True) -> 
     row.update(check_default(model, subject, args, kwargs))
     if timed:
         row.update(time_ratio(model, subject, args, kwargs))
-    if peers:
-        for name, explain in PEERS.items():
-            row[name] = check_peer(explain, copy.deepcopy(model), subject, args[0], conserving=False)
     model = model.double()
     args, kwargs = converted((args, kwargs), torch.float64)
     row.update(check_gradient(model, subject, args, kwargs))
     zoo.bias_free(model, inplace=True)
     row.update(check_conserved(model, subject, args, kwargs))
-    if peers:
-        for name, explain in PEERS.items():
-            if row[name].get("runs") is True:
-                row[name].update(check_peer(explain, copy.deepcopy(model), subject, args[0], conserving=True))
 
 
-def safely(subject: zoo.Subject, peers: bool, limit: int) -> Row:
+def measure_peers(subject: zoo.Subject, row: Row) -> None:
+    """What zennit and captum do with the same model."""
+    model, (x,) = subject.model(), subject.inputs(1)[0]
+    for name, explain in PEERS.items():
+        row[name] = check_peer(explain, copy.deepcopy(model), subject, x, conserving=False)
+    zoo.bias_free(model.double(), inplace=True)
+    for name, explain in PEERS.items():
+        if row[name].get("runs") is True:
+            row[name].update(check_peer(explain, copy.deepcopy(model), subject, x.double(), conserving=True))
+
+
+def safely(run: Callable[[zoo.Subject, Row], None], subject: zoo.Subject, limit: int) -> Row:
     """The row of a model, whatever happens."""
     row: Row = {"name": subject.name, "group": subject.group}
     start = time.perf_counter()
     try:
         with time_limit(limit), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            measure(subject, peers, row)
+            run(subject, row)
     except TimedOut:
         row["error"] = f"more than {limit} s"
     except Exception as error:
@@ -462,6 +466,19 @@ def read(path: Path) -> dict[str, Row]:
     return {row["name"]: row for row in map(json.loads, lines)}
 
 
+def append(path: Path, row: Row) -> None:
+    """Keep a result; the last line of a model counts."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def tell(row: Row) -> None:
+    """One line while it runs."""
+    told = {k: row.get(k) for k in ("error", "identical", "conserved", "gradient_x_input", "unknown", "ratio")}
+    why = "" if verdict(row) else f" {row.get('worst')} {row.get('warnings')}"
+    print("ok  " if verdict(row) else "FAIL", row["name"], told, f"{row['wall']} s{why}", flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure what has not been measured yet, and write the page."""
     root = HERE.parent
@@ -471,6 +488,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure also what has been measured before")
     parser.add_argument("--failed", action="store_true", help="measure again what did not pass")
     parser.add_argument("--no-peers", action="store_true", help="leave zennit and captum out")
+    parser.add_argument(
+        "--largest-peer", type=float, default=60, help="peers run on models up to this (million parameters)"
+    )
     parser.add_argument("--render", action="store_true", help="only write the page from the results so far")
     parser.add_argument("--limit", type=int, default=600, help="seconds per model")
     parser.add_argument("--results", type=Path, default=root / "build" / "coverage.jsonl")
@@ -480,20 +500,20 @@ def main(argv: list[str] | None = None) -> int:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     chosen = [] if options.render else zoo.subjects(tuple(options.group or zoo.GROUPS))
     for subject in chosen:
-        before = read(options.results).get(subject.name)
-        redo = options.again or before is None or (options.failed and not verdict(before))
-        if not (redo and fnmatch.fnmatch(subject.name, options.only)):
+        if not fnmatch.fnmatch(subject.name, options.only):
             continue
-        peers = subject.group == "torchvision" and not options.no_peers
-        row = safely(subject, peers, options.limit)
-        if before is not None:  # what was not measured this time stays
-            row = {**{k: before[k] for k in PEERS if k in before}, **row}
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        good = "ok  " if verdict(row) else "FAIL"
-        told = {k: row.get(k) for k in ("error", "identical", "conserved", "gradient_x_input", "unknown", "ratio")}
-        extra = "" if verdict(row) else f" {row.get('worst')} {row.get('warnings')}"
-        print(good, subject.name, told, f"{row['wall']} s{extra}", flush=True)
+        row = read(options.results).get(subject.name)
+        if options.again or row is None or (options.failed and not verdict(row)):
+            measured = safely(measure, subject, options.limit)
+            row = {**{k: row[k] for k in PEERS if row is not None and k in row}, **measured}
+            append(options.results, row)
+            tell(row)
+        small = row.get("parameters", 0) < 1e6 * options.largest_peer
+        if subject.group == "torchvision" and not options.no_peers and small and not all(p in row for p in PEERS):
+            found = safely(measure_peers, subject, options.limit)
+            row.update({p: found[p] for p in PEERS if p in found})
+            append(options.results, row)
+            print("     ", subject.name, {p: peer_cell(row, p) for p in PEERS}, flush=True)
     rows = read(options.results)
     options.out.write_text(render(list(rows.values())))
     return 0 if all(verdict(r) or r["name"] in REASONS for r in rows.values()) else 1

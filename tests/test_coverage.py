@@ -58,7 +58,7 @@ def test_a_model_is_explained(group, name):
     row: dict = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        benchmark.measure(chosen, peers=False, row=row, timed=False)
+        benchmark.measure(chosen, row, timed=False)
     assert row["finite"] and row["nonzero"]
     assert row["identical"]
     assert row["untouched"]
@@ -84,7 +84,7 @@ def test_every_timm_module_has_a_model():
 def test_relu_networks_are_recognised():
     """Gradient x input is asked of ResNets, and not of networks with other activations."""
     row: dict = {}
-    benchmark.measure(subject("torchvision", "squeezenet1_1"), peers=False, row=row, timed=False)
+    benchmark.measure(subject("torchvision", "squeezenet1_1"), row, timed=False)
     assert row["gradient_x_input"] is not None
 
 
