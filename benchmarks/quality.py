@@ -102,7 +102,7 @@ def random_map(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def zennit(build: Callable[[object, list], object]) -> Explain:
-    """A composite of zennit, with its canonizers for batch norms and, written here, for this residual block."""
+    """A composite of zennit, with its canonizer for batch norms and, written here, one for the residual network."""
 
     def explain(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         from zennit import composites as zc
@@ -110,24 +110,28 @@ def zennit(build: Callable[[object, list], object]) -> Explain:
         from zennit.canonizers import AttributeCanonizer, SequentialMergeBatchNorm
         from zennit.layer import Sum
 
-        class ResidualSum(AttributeCanonizer):
-            """zennit has no rule for a functional `+=`: name the sum, as its own ResNet canonizers do."""
+        class NamedModules(AttributeCanonizer):
+            """zennit has no rule for a functional `+=` and `mean`: make modules of them, as its own canonizers do."""
 
             def __init__(self) -> None:
                 super().__init__(self.attributes)
 
             @staticmethod
             def attributes(name: str, module: nn.Module) -> dict | None:
-                if not isinstance(module, ResidualBlock):
-                    return None
-
-                def forward(self: ResidualBlock, x: Tensor) -> Tensor:
-                    out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+                def block(self: ResidualBlock, x: Tensor) -> Tensor:
+                    out = self.bn2(self.conv2(self.canonizer_relu(self.bn1(self.conv1(x)))))
                     return self.relu(self.canonizer_sum(torch.stack([out, self.shortcut(x)], dim=-1)))
 
-                return {"forward": MethodType(forward, module), "canonizer_sum": Sum()}
+                def network(self: SmallResNet, x: Tensor) -> Tensor:
+                    return self.head(self.canonizer_pool(self.blocks(self.stem(x))).flatten(1))
 
-        composite = build(zc, [SequentialMergeBatchNorm(), ResidualSum()])
+                if isinstance(module, ResidualBlock):
+                    return {"forward": MethodType(block, module), "canonizer_sum": Sum(), "canonizer_relu": nn.ReLU()}
+                if isinstance(module, SmallResNet):
+                    return {"forward": MethodType(network, module), "canonizer_pool": nn.AdaptiveAvgPool2d(1)}
+                return None
+
+        composite = build(zc, [SequentialMergeBatchNorm(), NamedModules()])
         with Gradient(model=model, composite=composite) as attributor:
             scores = model(x).detach()
             seed = torch.zeros_like(scores).scatter_(1, y[:, None], scores.gather(1, y[:, None]))

@@ -88,17 +88,18 @@ def test_relevance_mass_of_signed_maps_stays_between_0_and_1(model, data):
 
 def test_morf_lerf_agrees_with_quantus_region_perturbation(model, data):
     """Quantus removes one region per pass; its mean colour is that of all channels, so images here are grey."""
-    x = data.inputs.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
-    maps = LrpExplainer(model).explain(x, data.labels).sum(1, keepdim=True)
+    x = data.inputs[:2].mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
+    y = data.labels[:2]
+    maps = LrpExplainer(model).explain(x, y).sum(1, keepdim=True)
     areas = {}
     for order in ("morf", "lerf"):
         metric = quantus.RegionPerturbation(
             patch_size=4, regions_evaluation=256, order=order, perturb_baseline="mean", abs=False, normalise=False,
             disable_warnings=True,
         )  # fmt: skip
-        drops = metric(model=model, x_batch=x.numpy(), y_batch=data.labels.numpy(), a_batch=maps.numpy(), device="cpu")
+        drops = metric(model=model, x_batch=x.numpy(), y_batch=y.numpy(), a_batch=maps.numpy(), device="cpu")
         areas[order] = np.mean(np.asarray(drops), axis=1)
-    ours = morf_lerf(model, x, data.labels, maps)
+    ours = morf_lerf(model, x, y, maps)
     np.testing.assert_allclose(ours, areas["morf"] - areas["lerf"], atol=0.05)
 
 
@@ -244,6 +245,33 @@ def test_the_plot_has_a_panel_per_metric(result):
     assert [axis.get_title() for axis in figure.axes] == [f"{m.title} {m.arrow}" for m in result.metrics]
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert widths == pytest.approx([result.mean(m, "relevance_mass") for m in result.scores])
+
+
+# ------------------------------------------------------------------------------------------------ the default
+
+
+def test_auto_finds_the_digit_better_than_epsilon_plus():
+    model, data = demo.load_demo_model(), demo.demo_dataset(60, seed=11)
+    got = evaluate(
+        model, data.inputs, data.labels, ["lrp", "lrp:epsilon_plus"], data.masks, ["relevance_mass"], progress=False
+    )
+    assert got.mean("lrp", "relevance_mass") > max(0.9, got.mean("lrp:epsilon_plus", "relevance_mass"))
+
+
+def test_auto_stays_bounded_on_a_deep_network():
+    """20 random convolutions: ε multiplies |R| again and again, `auto` must not."""
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+    for _ in range(20):
+        layers += [nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.ReLU()]
+        nn.init.kaiming_normal_(layers[-2].weight)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5, bias=False)).double().eval()
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    size = {}
+    for name in ("auto", "epsilon"):
+        R = LrpExplainer(model, name, seed="one").explain(x, 1)
+        size[name] = float(R.abs().sum((1, 2, 3)).max())
+    assert 0.5 < size["auto"] < 10
+    assert size["epsilon"] > 20 * size["auto"]
 
 
 # ------------------------------------------------------------------------------------------------ Quantus' side
