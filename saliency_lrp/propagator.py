@@ -1,543 +1,35 @@
 """RelevancePropagator and Trace: one forward pass, recorded; then as many explanations of it as asked for.
 
-Global module hooks tell *where* a call comes from, a ``TorchFunctionMode`` tells *what* is computed. Nothing is put on
-the user's model. Which rule a site follows is asked only in the backward pass, so one forward serves any number of
-rules, targets and layers. This file knows no rule and no torch function: those are in ``rules`` and ``functions``.
+Module hooks (``places``) tell *where* a call comes from, a ``TorchFunctionMode`` (``interception``) tells *what* is
+computed. Nothing is put on the user's model. Which rule a site follows is asked only in the backward pass, so one
+forward serves any number of rules, targets and layers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
 import threading
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from . import composites
 from .composites import Composite
 from .errors import InputError, ModelCallError, unknown_name
-from .functions import HANDLERS, custom
-from .functions.call import PLAIN, Call, Tag
-from .functions.opened import open_up, opened
-from .functions.registry import LOOKED_UP
-from .functions.routing import constant
-from .functions.site import Site, iter_tensors
-from .functions.unknown import unknown
+from .functions.call import Tag
+from .functions.site import Site
+from .interception import TAG, Binding, Interceptor
+from .model_state import evaluating, forget_graphs, unwrapped
+from .places import ModuleCall, Place, Watch, only
 from .report import Account, Report, total
-from .rules import Gradient, Rule
-
-#: Where a tensor's tag is kept.
-TAG = "_saliency_lrp"
-
-
-# ------------------------------------------------------------------------------------------------ names of functions
-
-
-def canonical_name(func: Callable[..., Any]) -> str:
-    """``relu_`` for ``Tensor.relu_``, ``relu`` for ``F.relu`` and ``aten.relu.default``, ``T.get`` for ``x.T``."""
-    if isinstance(func, torch._ops.OpOverload):
-        return func.overloadpacket.__name__
-    name = getattr(func, "__name__", type(func).__name__)
-    if name in ("__get__", "__set__", "__delete__"):
-        return f"{func.__self__.__name__}.{name.strip('_')}"
-    return name.removeprefix("special_")
-
-
-def inplace_position(func: Callable[..., Any]) -> int | None:
-    """Position of the ``inplace`` argument, for functions of torch.nn.functional that have one."""
-    try:
-        names = list(inspect.signature(func).parameters)
-    except (TypeError, ValueError):
-        return None
-    return names.index("inplace") if "inplace" in names else None
-
-
-class Entry:
-    """What the interceptor knows of a function: looked up once."""
-
-    __slots__ = ("handler", "name", "always_inplace", "inplace_position")
-
-    def __init__(self, func: Callable[..., Any]) -> None:
-        name = canonical_name(func)
-        bare = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        self.always_inplace = bare != name or name in ("__setitem__", "data.set")
-        self.inplace_position = inplace_position(func)
-        self.name = bare
-        handler = HANDLERS.get(func) or HANDLERS.get(name) or HANDLERS.get(bare)
-        if handler is None and name.endswith((".get", ".set", ".delete")):
-            handler = constant
-        if handler is None and opened(func) is not None:
-            handler = open_up
-        self.handler = handler or unknown
-
-    def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether this call writes into its first argument."""
-        if self.always_inplace:
-            return True
-        k = self.inplace_position
-        return k is not None and bool(kwargs.get("inplace", args[k] if len(args) > k else False))
-
-
-# ------------------------------------------------------------------------------------------------ binding
-
-
-class Binding:
-    """What is decided at the time of the backward pass: the composite, and whether an account is kept."""
-
-    def __init__(self, composite: Composite, unknown: str, names: dict[int, str]) -> None:
-        self.composite = composite
-        self.unknown = unknown
-        self.names = names
-        self.account: Account | None = None
-        self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
-        self.linear_count = 0
-        #: how many maps the backward pass makes at once
-        self.maps = 1
-        self.unknown_sites: dict[int, Site] = {}
-        self._rules: dict[Site, Rule] = {}
-
-    def intercept(self, site: Site) -> Interceptor:
-        """An interceptor for what runs inside a site in the backward pass."""
-        return Interceptor(self, self.names, [], within=site)
-
-    def use(self, composite: Composite, account: Account | None) -> None:
-        """Choose for the next backward pass."""
-        self.composite = composite
-        self.account = account
-        self.unknown_sites = {}
-        self._rules = {}
-
-    def release(self) -> None:
-        """End of a backward pass: sites point here, so that pointing back at them would keep all alive in a circle."""
-        self.unknown_sites, self._rules, self.account, self.parameters = {}, {}, None, None
-
-    def collect(self, parameter: Tensor, share: Tensor) -> None:
-        """Relevance that passed through (a view of) a parameter."""
-        if self.parameters is not None:
-            self.parameters.setdefault(parameter.untyped_storage().data_ptr(), []).append((parameter, share))
-
-    def rule_for(self, site: Site) -> Rule:
-        """The rule of a site, asked of the composite once per backward pass."""
-        rule = self._rules.get(site)
-        if rule is None:
-            rule = self._rules[site] = self.composite.rule_for(site)
-        return rule
-
-    def report_unknown(self, site: Site) -> None:
-        """Relevance reached a function that is not in the table."""
-        if isinstance(self.rule_for(site), Gradient):
-            return  # a plain gradient needs no rule
-        if self.unknown == "error":
-            raise InputError(
-                f"relevance reached {site.describe()}, which is not in the table of functions. Say how it "
-                f"hands relevance back, as in saliency_lrp.functions.register({site.op!r}, 'sum'), or use "
-                "unknown='warn'"
-            )
-        self.unknown_sites[site.index] = site
-
-
-# ------------------------------------------------------------------------------------------------ interception
-
-
-class Held:
-    """A tensor that autograd keeps for its own backward pass."""
-
-    __slots__ = ("saved",)
-
-    def __init__(self, t: Tensor) -> None:
-        self.saved = [t]
-
-
-class Interceptor(TorchFunctionMode):
-    """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
-
-    def __init__(
-        self, binding: Binding, names: dict[int, str], sites: list[Site], within: Site | None = None
-    ) -> None:
-        super().__init__()
-        self.binding = binding
-        self.names = names
-        self.sites = sites
-        self.within = within
-        self.token = object()
-        self.notes: dict[str, None] = {}
-        self.stack: list[tuple[str, nn.Module | None]] = [
-            (within.path, within.module) if within is not None else ("", None)
-        ]
-        self.saved: dict[int, list[tuple[Site, int]]] = {}
-        self.integer_inputs: dict[int, Tensor] = {}
-        self.embedded: list[tuple[Tensor, Tensor]] = []
-        self.roots: list[Tensor] = []
-        self.folds: dict[int, list[GradientEdge]] = {}
-        self.single_views = False
-
-    # ------------------------------------------------------------------ every torch call comes through here
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch._C._set_grad_enabled:
-            return None  # a model's own no_grad() is part of the function that is explained
-        entry = LOOKED_UP.get(func)
-        if entry is None:
-            entry = LOOKED_UP[func] = Entry(func)
-        if not torch.is_grad_enabled():
-            return func(*args, **kwargs)  # inside somebody's autograd.Function
-        activations, parameters = self.activations(args, kwargs)
-        if not activations:
-            if args and isinstance(args[0], Tensor) and entry.writes(args, kwargs):
-                self.before_write(args[0])
-            if self.integer_inputs and entry.name in ("embedding", "embedding_bag"):
-                return self.embed(func, args, kwargs)
-            if parameters:
-                with torch.no_grad():  # parameters are constants, whether or not they require grad
-                    return func(*args, **kwargs)
-            return func(*args, **kwargs)
-        call = Call(func, entry.name, args, kwargs, activations, entry.writes(args, kwargs), self)
-        if kwargs.get("out") is not None:
-            return self.unknown_natively(call)
-        return entry.handler(call)
-
-    def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
-        """Arguments that depend on the model's input, each once; and whether others require grad."""
-        found: list[Tensor] = []
-        parameters = False
-        for t in iter_tensors(args, kwargs):
-            if not t.requires_grad:
-                continue
-            tag = getattr(t, TAG, None)
-            if tag is not None and tag.trace is self.token:
-                if tag.version != t._version:  # written into through a view: what was known no longer holds
-                    self.tag(t, Tag(self.token))
-            elif not self.adopt(t):
-                parameters = True
-                continue
-            if not any(t is a for a in found):
-                found.append(t)
-        return found, parameters
-
-    def adopt(self, t: Tensor) -> bool:
-        """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
-
-        It does where it was written into through a view, or where a custom ``autograd.Function`` (whose apply no mode
-        can see) made it; the latter is reported.
-        """
-        if t.grad_fn is None:
-            return False
-        pending, seen, foreign = [t.grad_fn], set(), []
-        while pending:
-            node = pending.pop()
-            if node in seen or len(seen) > 1000:
-                continue
-            seen.add(node)
-            site, leaf = getattr(node, "site", None), getattr(node, "variable", None)
-            if isinstance(site, Site) and site.binding is not self.binding:
-                continue
-            if isinstance(site, Site) or any(leaf is root for root in self.roots):
-                for found in foreign:
-                    custom.report(found, self)
-                self.tag(t, Tag(self.token))
-                return True
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
-                foreign.append(node)
-            pending.extend(n for n, _ in node.next_functions if n is not None)
-        return False
-
-    # ------------------------------------------------------------------ what handlers ask for
-
-    def location(self) -> tuple[str, nn.Module | None]:
-        """Path and module that are running."""
-        return self.stack[-1]
-
-    def tag(self, t: Tensor, tag: Tag) -> Tensor:
-        """Attach what is known to a tensor."""
-        tag.version = t._version
-        setattr(t, TAG, tag)
-        return t
-
-    def tag_routed(self, call: Call, out: Any) -> Any:
-        """Tag the results of a routing call with what all of its inputs have in common."""
-        tags = [getattr(a, TAG) for a in call.activations]
-        constants = any(
-            t.is_floating_point() and not call.is_activation(t) for t in iter_tensors(call.args, call.kwargs)
-        )
-        gate = min((t.gate for t in tags), default=PLAIN)
-        nonnegative = (
-            not constants
-            and call.name not in WRITES_CONSTANTS
-            and all(t.nonnegative for t in tags)
-            and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0)
-        )
-        written = (call.args[0],) if call.inplace else ()
-        for t in (*written, *(out if isinstance(out, tuple | list) else (out,))):
-            if (
-                isinstance(t, Tensor)
-                and t.requires_grad
-                and not any(t is a for a in call.activations if not written)
-            ):
-                self.tag(t, Tag(self.token, None, gate, nonnegative))
-        return out
-
-    def register(self, site: Site) -> int:
-        """Number a site in execution order."""
-        self.sites.append(site)
-        if self.within is not None:
-            site.rank = self.within.rank
-            site.parent = self.within
-            return self.within.index
-        return len(self.sites) - 1
-
-    def fold(self, before: Site, out: Tensor) -> None:
-        """A batch norm, whose output is ``out``, was folded into the linear site before it."""
-        before.superseded = True
-        self.folds.setdefault(id(before), []).append(get_gradient_edge(out))
-
-    def note(self, text: str) -> None:
-        """Remember a choice that the user should know of."""
-        self.notes[text] = None
-
-    def remember(self, t: Tensor, site: Site | Held, slot: int) -> None:
-        """A site keeps an alias of this memory (slot -1: its output)."""
-        self.saved.setdefault(t.untyped_storage().data_ptr(), []).append((site, slot))
-
-    def pack(self, t: Tensor) -> Held:
-        """What autograd itself keeps for functions that run as they are; like sites, it gets a copy before a write."""
-        with torch._C.DisableTorchFunction():
-            held = Held(t)
-            self.remember(t, held, 0)
-        return held
-
-    def before_write(self, target: Tensor) -> None:
-        """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
-        copies: dict[Any, Tensor] = {}
-        for site, slot in self.saved.pop(target.untyped_storage().data_ptr(), ()):
-            t = site.result if slot == -1 else site.saved[slot]
-            if t is None:
-                continue
-            key = (t.data_ptr(), t.shape, t.stride())
-            copy = copies.get(key)
-            if copy is None:
-                copy = copies[key] = t.clone()
-            if slot == -1:
-                site.result = copy
-            else:
-                site.saved[slot] = copy
-
-    def makes_one_tensor(self, call: Call) -> bool:
-        """Whether a function gives one floating-point (or complex) tensor; runs it once to see."""
-        with torch.no_grad():
-            out = call.func(*call.args, **call.kwargs)
-        return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())
-
-    def unknown_natively(self, call: Call) -> Any:
-        """Run a call that cannot be made a site; report it if its results carry relevance."""
-        out = call.native()
-        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        if call.inplace:
-            results.append(call.args[0])
-        if any(t.requires_grad for t in results):
-            self.unknown_call(call.name, "its results cannot be given a rule of their own")
-            for t in results:
-                if t.requires_grad:
-                    self.tag(t, Tag(self.token))
-        return out
-
-    def unknown_call(self, name: str, why: str, how: str = "relevance passes it like a gradient") -> None:
-        """Report a call that has no rule of its own."""
-        path = self.location()[0]
-        text = f"{name} at {path!r} is not understood ({why}); {how}"
-        if self.binding.unknown == "error":
-            raise InputError(text + ". Use unknown='warn' to get a map all the same")
-        self.note("unknown: " + text)
-
-    def embed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An embedding of an integer input: its result is where relevance of that input ends."""
-        with torch.no_grad():
-            out = func(*args, **kwargs)
-        for t in iter_tensors(args, kwargs):
-            source = self.integer_inputs.get(t.untyped_storage().data_ptr())
-            if source is not None and isinstance(out, Tensor) and out.shape[:-1] == t.shape:
-                leaf = out.detach().requires_grad_(True)
-                self.roots.append(leaf)
-                self.embedded.append((source, leaf))
-                return self.tag(leaf.clone(), Tag(self.token))
-        return out
-
-
-#: Routing functions that may write a constant of any sign.
-WRITES_CONSTANTS = frozenset("masked_fill index_fill fill nan_to_num __setitem__ where scatter conj".split())
-
-
-# ------------------------------------------------------------------------------------------------ the model, untouched
-
-_flags_lock = threading.Lock()
-_flags: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while, every module's own flag restored; nests, also across threads.
-
-    The flags are set one by one: a model's own ``train()`` may do more than that.
-    """
-    with _flags_lock:
-        count, flags = _flags.get(model, (0, []))
-        if count == 0:
-            flags = [(m, m.training) for m in model.modules()]
-            for m, _ in flags:
-                m.training = False
-        _flags[model] = (count + 1, flags)
-    try:
-        yield
-    finally:
-        with _flags_lock:
-            count, flags = _flags[model]
-            if count == 1:
-                for m, flag in flags:
-                    m.training = flag
-                del _flags[model]
-            else:
-                _flags[model] = (count - 1, flags)
-
-
-def forget_graphs(model: nn.Module) -> None:
-    """Take the graph off activations that the model keeps (states, caches, buffers), where it would live on."""
-
-    def plain(t: Tensor) -> Tensor:
-        return t.detach() if hasattr(t, TAG) else t
-
-    for module in model.modules():
-        for buffer in module._buffers.values():
-            if buffer is not None and buffer.grad_fn is not None and not buffer._is_view():
-                buffer.detach_()
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor | list | tuple | dict) and name not in MODULE_TABLES:
-                if any(hasattr(t, TAG) for t in tree_leaves(value) if isinstance(t, Tensor)):
-                    vars(module)[name] = tree_map_only(Tensor, plain, value)
-
-
-#: What every module has.
-MODULE_TABLES = frozenset(vars(nn.Module()))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DistributedDataParallel, torch.compile; an error for what cannot be explained."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            break
-    if not isinstance(model, nn.Module):
-        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}: {model!r:.80}")
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"{name or 'the model'} is TorchScript, whose calls cannot be seen; give the nn.Module it was made from"
-            )
-        if "quantized" in type(module).__module__:
-            raise InputError(
-                f"{name or 'the model'} is a quantised module ({type(module).__name__}); give the float model "
-                "that it was made from"
-            )
-    for name, p in (*model.named_parameters(), *model.named_buffers()):
-        if p.is_meta:
-            raise InputError(
-                f"parameter {name!r} is on the meta device and has no values; load weights first"
-            )
-    return model
-
-
-class Place:
-    """One tensor inside the model, where its relevance can be read."""
-
-    __slots__ = ("edge", "like", "site")
-
-    def __init__(self, t: Tensor, site: Site | None) -> None:
-        self.edge = get_gradient_edge(t)
-        self.like = t.detach().new_empty(()).expand(t.shape)
-        #: the site that made it
-        self.site = site
-
-
-class ModuleCall:
-    """One call of a module: its inputs and outputs."""
-
-    __slots__ = ("inputs", "outputs")
-
-    def __init__(self, inputs: list[Place], outputs: list[Place]) -> None:
-        self.inputs = inputs
-        self.outputs = outputs
-
-
-class _Watch:
-    """Global module hooks of one trace; they only listen to the thread that traces."""
-
-    def __init__(self, interceptor: Interceptor, calls: dict[str, list[ModuleCall]]) -> None:
-        self.interceptor = interceptor
-        self.calls = calls
-        self.thread = threading.get_ident()
-        self.open: list[list[Place]] = []
-        self.handles = [
-            register_module_forward_pre_hook(self.enter),
-            register_module_forward_hook(self.leave, always_call=True),
-        ]
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() != self.thread:
-            return
-        with torch._C.DisableTorchFunction():
-            stack = self.interceptor.stack
-            path = self.interceptor.names.get(id(module))
-            if path is None:
-                path = f"{stack[-1][0]}.{type(module).__name__}".lstrip(".")
-            stack.append((path, module))
-            self.open.append(self.places(args))
-
-    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
-        if threading.get_ident() != self.thread or not self.open:
-            return
-        with torch._C.DisableTorchFunction():
-            path, _ = self.interceptor.stack.pop()
-            self.calls.setdefault(path, []).append(ModuleCall(self.open.pop(), self.places(result)))
-
-    def places(self, values: Any) -> list[Place]:
-        """Where the relevance of these activations can be read."""
-        token = self.interceptor.token
-        found = []
-        flat = isinstance(values, tuple | list) and all(isinstance(v, Tensor) for v in values)
-        for t in values if flat else tree_leaves(values):
-            if isinstance(t, Tensor) and t.requires_grad:
-                tag = getattr(t, TAG, None)
-                if tag is not None and tag.trace is token:
-                    found.append(Place(t, tag.site if tag.version == t._version else None))
-        return found
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-# ------------------------------------------------------------------------------------------------ public
+from .rules import Rule
 
 
 class RelevancePropagator:
@@ -560,9 +52,7 @@ class RelevancePropagator:
     >>> R = trace.relevance(target=3)
     """
 
-    def __init__(
-        self, model: nn.Module, composite: str | Composite | Rule = "auto", unknown: str = "warn"
-    ) -> None:
+    def __init__(self, model: nn.Module, composite: str | Composite | Rule = "auto", unknown: str = "warn") -> None:
         if unknown not in ("warn", "error"):
             raise unknown_name("choice for unknown=", unknown, ("warn", "error"))
         self.model = unwrapped(model)
@@ -661,7 +151,7 @@ class Trace:
             stack.callback(forget_graphs, model)
             # without these, autograd refuses models that write into what a max pooling, say, has read
             stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
-            watch = _Watch(self._interceptor, self.calls)
+            watch = Watch(self._interceptor, self.calls)
             stack.callback(watch.remove)
             stack.enter_context(self._interceptor)
             try:
@@ -916,7 +406,7 @@ class Trace:
             for call in range(len(self.calls.get(name, ())) or 1):
                 for place in self._places(name, "output", call):
                     for edge in (place.edge, *self._interceptor.folds.get(id(place.site), ())):
-                        handles.append(edge.node.register_prehook(_only(part, edge.output_nr, name)))
+                        handles.append(edge.node.register_prehook(only(part, edge.output_nr, name)))
         return handles
 
     def _places(self, name: str, which: str, call: int) -> list[Place]:
@@ -927,9 +417,7 @@ class Trace:
             raise InputError(f"module {name!r} ran {len(calls)} times; there is no call {call}")
         found = calls[call].outputs if which == "output" else calls[call].inputs
         if not found:
-            raise InputError(
-                f"no {which} of module {name!r} depends on the model's input, so it has no relevance"
-            )
+            raise InputError(f"no {which} of module {name!r} depends on the model's input, so it has no relevance")
         return found
 
     # ------------------------------------------------------------------ the start
@@ -945,9 +433,7 @@ class Trace:
             return raw["out"]
         tensors = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.requires_grad]
         if not tensors:
-            raise InputError(
-                f"the model's output has no tensor that depends on its input: {type(raw).__name__}"
-            )
+            raise InputError(f"the model's output has no tensor that depends on its input: {type(raw).__name__}")
         return tensors[0]
 
     def _start(self, target: Target, seed: Any) -> tuple[Tensor, Tensor]:
@@ -976,9 +462,7 @@ class Trace:
         if seed == "one":
             return out, start.scatter_(1, index[:, None], torch.ones_like(values))
         if out.shape[1] < 2:
-            raise InputError(
-                f"seed='contrastive' needs at least two classes; the output has shape {tuple(out.shape)}"
-            )
+            raise InputError(f"seed='contrastive' needs at least two classes; the output has shape {tuple(out.shape)}")
         start = start - values / (out.shape[1] - 1)
         return out, start.scatter_(1, index[:, None], values)
 
@@ -1039,9 +523,7 @@ class Trace:
             )
         low, high = (int(index.min()), int(index.max())) if index.numel() else (0, 0)
         if low < -classes or high >= classes:
-            raise InputError(
-                f"target {target!r} is out of range: the model has {classes} classes, 0 to {classes - 1}"
-            )
+            raise InputError(f"target {target!r} is out of range: the model has {classes} classes, 0 to {classes - 1}")
         return (index.long() % classes).expand(n)
 
     # ------------------------------------------------------------------ the backward pass
@@ -1125,9 +607,7 @@ class Trace:
         report = Report(started, arrived, account.rows(self.binding.rule_for), self.warnings(), notes)
         finite = all(bool(torch.isfinite(v).all()) for v in values if v is not None)
         if not finite:
-            worst = next(
-                (r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None
-            )
+            worst = next((r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None)
             where = f"; first at {worst.op} of {worst.path!r}" if worst is not None else ""
             report.warnings.append(f"the map has NaN or infinite values{where}")
         elif started:
@@ -1164,25 +644,6 @@ def _grouped(values: list[Tensor], found: Mapping[str, Sequence[Place]]) -> dict
 
 #: Seeds by name.
 SEEDS = ("logit", "one", "contrastive")
-
-def _only(part: Any, output_nr: int, name: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """A hook that keeps the chosen part of the relevance that arrives at one output of an autograd node."""
-
-    def keep(R: Tensor) -> Tensor:
-        if callable(part):
-            return part(R)
-        if isinstance(part, Tensor) and (part.dtype == torch.bool or part.is_floating_point()):
-            return R * part.to(R.device)
-        axis = -1 if R.dim() == 3 else 1 if R.dim() > 1 else 0
-        index = torch.as_tensor(part, device=R.device).reshape(-1)
-        if index.numel() and not -R.shape[axis] <= int(index.min()) <= int(index.max()) < R.shape[axis]:
-            raise InputError(f"module {name!r} has {R.shape[axis]} channels; condition asks for {part!r}")
-        mask = torch.zeros(R.shape[axis], dtype=R.dtype, device=R.device)
-        mask[index] = 1
-        return R * mask.reshape(-1, *(1,) * (R.dim() - 1 - axis % R.dim()))
-
-    return lambda Rs: tuple(keep(R) if k == output_nr and R is not None else R for k, R in enumerate(Rs))
-
 
 #: How many times larger than the seed a map's total magnitude may be before it is called exploded.
 EXPLODED = 1e4

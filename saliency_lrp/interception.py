@@ -1,0 +1,368 @@
+"""What is computed: a ``TorchFunctionMode`` that sees every torch call of one forward pass and makes sites of them.
+
+This file knows no rule and no torch function by name: those are in ``rules`` and ``functions``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .composites import Composite
+from .errors import InputError
+from .functions import HANDLERS, custom
+from .functions.call import PLAIN, Call, Tag
+from .functions.opened import open_up, opened
+from .functions.registry import LOOKED_UP
+from .functions.routing import constant
+from .functions.site import Site, iter_tensors
+from .functions.unknown import unknown
+from .report import Account
+from .rules import Gradient, Rule
+
+#: Where a tensor's tag is kept.
+TAG = "_saliency_lrp"
+
+
+# ------------------------------------------------------------------------------------------------ names of functions
+
+
+def canonical_name(func: Callable[..., Any]) -> str:
+    """``relu_`` for ``Tensor.relu_``, ``relu`` for ``F.relu`` and ``aten.relu.default``, ``T.get`` for ``x.T``."""
+    if isinstance(func, torch._ops.OpOverload):
+        return func.overloadpacket.__name__
+    name = getattr(func, "__name__", type(func).__name__)
+    if name in ("__get__", "__set__", "__delete__"):
+        return f"{func.__self__.__name__}.{name.strip('_')}"
+    return name.removeprefix("special_")
+
+
+def inplace_position(func: Callable[..., Any]) -> int | None:
+    """Position of the ``inplace`` argument, for functions of torch.nn.functional that have one."""
+    try:
+        names = list(inspect.signature(func).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+class Entry:
+    """What the interceptor knows of a function: looked up once."""
+
+    __slots__ = ("handler", "name", "always_inplace", "inplace_position")
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        name = canonical_name(func)
+        bare = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        self.always_inplace = bare != name or name in ("__setitem__", "data.set")
+        self.inplace_position = inplace_position(func)
+        self.name = bare
+        handler = HANDLERS.get(func) or HANDLERS.get(name) or HANDLERS.get(bare)
+        if handler is None and name.endswith((".get", ".set", ".delete")):
+            handler = constant
+        if handler is None and opened(func) is not None:
+            handler = open_up
+        self.handler = handler or unknown
+
+    def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this call writes into its first argument."""
+        if self.always_inplace:
+            return True
+        k = self.inplace_position
+        return k is not None and bool(kwargs.get("inplace", args[k] if len(args) > k else False))
+
+
+# ------------------------------------------------------------------------------------------------ binding
+
+
+class Binding:
+    """What is decided at the time of the backward pass: the composite, and whether an account is kept."""
+
+    def __init__(self, composite: Composite, unknown: str, names: dict[int, str]) -> None:
+        self.composite = composite
+        self.unknown = unknown
+        self.names = names
+        self.account: Account | None = None
+        self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
+        self.linear_count = 0
+        #: how many maps the backward pass makes at once
+        self.maps = 1
+        self.unknown_sites: dict[int, Site] = {}
+        self._rules: dict[Site, Rule] = {}
+
+    def intercept(self, site: Site) -> Interceptor:
+        """An interceptor for what runs inside a site in the backward pass."""
+        return Interceptor(self, self.names, [], within=site)
+
+    def use(self, composite: Composite, account: Account | None) -> None:
+        """Choose for the next backward pass."""
+        self.composite = composite
+        self.account = account
+        self.unknown_sites = {}
+        self._rules = {}
+
+    def release(self) -> None:
+        """End of a backward pass: sites point here, so that pointing back at them would keep all alive in a circle."""
+        self.unknown_sites, self._rules, self.account, self.parameters = {}, {}, None, None
+
+    def collect(self, parameter: Tensor, share: Tensor) -> None:
+        """Relevance that passed through (a view of) a parameter."""
+        if self.parameters is not None:
+            self.parameters.setdefault(parameter.untyped_storage().data_ptr(), []).append((parameter, share))
+
+    def rule_for(self, site: Site) -> Rule:
+        """The rule of a site, asked of the composite once per backward pass."""
+        rule = self._rules.get(site)
+        if rule is None:
+            rule = self._rules[site] = self.composite.rule_for(site)
+        return rule
+
+    def report_unknown(self, site: Site) -> None:
+        """Relevance reached a function that is not in the table."""
+        if isinstance(self.rule_for(site), Gradient):
+            return  # a plain gradient needs no rule
+        if self.unknown == "error":
+            raise InputError(
+                f"relevance reached {site.describe()}, which is not in the table of functions. Say how it "
+                f"hands relevance back, as in saliency_lrp.functions.register({site.op!r}, 'sum'), or use "
+                "unknown='warn'"
+            )
+        self.unknown_sites[site.index] = site
+
+
+# ------------------------------------------------------------------------------------------------ interception
+
+
+class Held:
+    """A tensor that autograd keeps for its own backward pass."""
+
+    __slots__ = ("saved",)
+
+    def __init__(self, t: Tensor) -> None:
+        self.saved = [t]
+
+
+class Interceptor(TorchFunctionMode):
+    """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
+
+    def __init__(self, binding: Binding, names: dict[int, str], sites: list[Site], within: Site | None = None) -> None:
+        super().__init__()
+        self.binding = binding
+        self.names = names
+        self.sites = sites
+        self.within = within
+        self.token = object()
+        self.notes: dict[str, None] = {}
+        self.stack: list[tuple[str, nn.Module | None]] = [
+            (within.path, within.module) if within is not None else ("", None)
+        ]
+        self.saved: dict[int, list[tuple[Site, int]]] = {}
+        self.integer_inputs: dict[int, Tensor] = {}
+        self.embedded: list[tuple[Tensor, Tensor]] = []
+        self.roots: list[Tensor] = []
+        self.folds: dict[int, list[GradientEdge]] = {}
+        self.single_views = False
+
+    # ------------------------------------------------------------------ every torch call comes through here
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            return None  # a model's own no_grad() is part of the function that is explained
+        entry = LOOKED_UP.get(func)
+        if entry is None:
+            entry = LOOKED_UP[func] = Entry(func)
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)  # inside somebody's autograd.Function
+        activations, parameters = self.activations(args, kwargs)
+        if not activations:
+            if args and isinstance(args[0], Tensor) and entry.writes(args, kwargs):
+                self.before_write(args[0])
+            if self.integer_inputs and entry.name in ("embedding", "embedding_bag"):
+                return self.embed(func, args, kwargs)
+            if parameters:
+                with torch.no_grad():  # parameters are constants, whether or not they require grad
+                    return func(*args, **kwargs)
+            return func(*args, **kwargs)
+        call = Call(func, entry.name, args, kwargs, activations, entry.writes(args, kwargs), self)
+        if kwargs.get("out") is not None:
+            return self.unknown_natively(call)
+        return entry.handler(call)
+
+    def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
+        """Arguments that depend on the model's input, each once; and whether others require grad."""
+        found: list[Tensor] = []
+        parameters = False
+        for t in iter_tensors(args, kwargs):
+            if not t.requires_grad:
+                continue
+            tag = getattr(t, TAG, None)
+            if tag is not None and tag.trace is self.token:
+                if tag.version != t._version:  # written into through a view: what was known no longer holds
+                    self.tag(t, Tag(self.token))
+            elif not self.adopt(t):
+                parameters = True
+                continue
+            if not any(t is a for a in found):
+                found.append(t)
+        return found, parameters
+
+    def adopt(self, t: Tensor) -> bool:
+        """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
+
+        It does where it was written into through a view, or where a custom ``autograd.Function`` (whose apply no mode
+        can see) made it; the latter is reported.
+        """
+        if t.grad_fn is None:
+            return False
+        pending, seen, foreign = [t.grad_fn], set(), []
+        while pending:
+            node = pending.pop()
+            if node in seen or len(seen) > 1000:
+                continue
+            seen.add(node)
+            site, leaf = getattr(node, "site", None), getattr(node, "variable", None)
+            if isinstance(site, Site) and site.binding is not self.binding:
+                continue
+            if isinstance(site, Site) or any(leaf is root for root in self.roots):
+                for found in foreign:
+                    custom.report(found, self)
+                self.tag(t, Tag(self.token))
+                return True
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                foreign.append(node)
+            pending.extend(n for n, _ in node.next_functions if n is not None)
+        return False
+
+    # ------------------------------------------------------------------ what handlers ask for
+
+    def location(self) -> tuple[str, nn.Module | None]:
+        """Path and module that are running."""
+        return self.stack[-1]
+
+    def tag(self, t: Tensor, tag: Tag) -> Tensor:
+        """Attach what is known to a tensor."""
+        tag.version = t._version
+        setattr(t, TAG, tag)
+        return t
+
+    def tag_routed(self, call: Call, out: Any) -> Any:
+        """Tag the results of a routing call with what all of its inputs have in common."""
+        tags = [getattr(a, TAG) for a in call.activations]
+        constants = any(
+            t.is_floating_point() and not call.is_activation(t) for t in iter_tensors(call.args, call.kwargs)
+        )
+        gate = min((t.gate for t in tags), default=PLAIN)
+        nonnegative = (
+            not constants
+            and call.name not in WRITES_CONSTANTS
+            and all(t.nonnegative for t in tags)
+            and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0)
+        )
+        written = (call.args[0],) if call.inplace else ()
+        for t in (*written, *(out if isinstance(out, tuple | list) else (out,))):
+            if isinstance(t, Tensor) and t.requires_grad and not any(t is a for a in call.activations if not written):
+                self.tag(t, Tag(self.token, None, gate, nonnegative))
+        return out
+
+    def register(self, site: Site) -> int:
+        """Number a site in execution order."""
+        self.sites.append(site)
+        if self.within is not None:
+            site.rank = self.within.rank
+            site.parent = self.within
+            return self.within.index
+        return len(self.sites) - 1
+
+    def fold(self, before: Site, out: Tensor) -> None:
+        """A batch norm, whose output is ``out``, was folded into the linear site before it."""
+        before.superseded = True
+        self.folds.setdefault(id(before), []).append(get_gradient_edge(out))
+
+    def note(self, text: str) -> None:
+        """Remember a choice that the user should know of."""
+        self.notes[text] = None
+
+    def remember(self, t: Tensor, site: Site | Held, slot: int) -> None:
+        """A site keeps an alias of this memory (slot -1: its output)."""
+        self.saved.setdefault(t.untyped_storage().data_ptr(), []).append((site, slot))
+
+    def pack(self, t: Tensor) -> Held:
+        """What autograd itself keeps for functions that run as they are; like sites, it gets a copy before a write."""
+        with torch._C.DisableTorchFunction():
+            held = Held(t)
+            self.remember(t, held, 0)
+        return held
+
+    def before_write(self, target: Tensor) -> None:
+        """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
+        copies: dict[Any, Tensor] = {}
+        for site, slot in self.saved.pop(target.untyped_storage().data_ptr(), ()):
+            t = site.result if slot == -1 else site.saved[slot]
+            if t is None:
+                continue
+            key = (t.data_ptr(), t.shape, t.stride())
+            copy = copies.get(key)
+            if copy is None:
+                copy = copies[key] = t.clone()
+            if slot == -1:
+                site.result = copy
+            else:
+                site.saved[slot] = copy
+
+    def makes_one_tensor(self, call: Call) -> bool:
+        """Whether a function gives one floating-point (or complex) tensor; runs it once to see."""
+        with torch.no_grad():
+            out = call.func(*call.args, **call.kwargs)
+        return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())
+
+    def unknown_natively(self, call: Call) -> Any:
+        """Run a call that cannot be made a site; report it if its results carry relevance."""
+        out = call.native()
+        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if call.inplace:
+            results.append(call.args[0])
+        if any(t.requires_grad for t in results):
+            self.unknown_call(call.name, "its results cannot be given a rule of their own")
+            for t in results:
+                if t.requires_grad:
+                    self.tag(t, Tag(self.token))
+        return out
+
+    def unknown_call(self, name: str, why: str, how: str = "relevance passes it like a gradient") -> None:
+        """Report a call that has no rule of its own."""
+        path = self.location()[0]
+        text = f"{name} at {path!r} is not understood ({why}); {how}"
+        if self.binding.unknown == "error":
+            raise InputError(text + ". Use unknown='warn' to get a map all the same")
+        self.note("unknown: " + text)
+
+    def embed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An embedding of an integer input: its result is where relevance of that input ends."""
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        for t in iter_tensors(args, kwargs):
+            source = self.integer_inputs.get(t.untyped_storage().data_ptr())
+            if source is not None and isinstance(out, Tensor) and out.shape[:-1] == t.shape:
+                leaf = out.detach().requires_grad_(True)
+                self.roots.append(leaf)
+                self.embedded.append((source, leaf))
+                return self.tag(leaf.clone(), Tag(self.token))
+        return out
+
+
+#: Routing functions that may write a constant of any sign.
+WRITES_CONSTANTS = frozenset("masked_fill index_fill fill nan_to_num __setitem__ where scatter conj".split())

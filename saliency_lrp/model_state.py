@@ -1,0 +1,91 @@
+"""The user's model, as it was found: what can be explained, and eval mode for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .errors import InputError
+from .interception import TAG
+
+_flags_lock = threading.Lock()
+_flags: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while, every module's own flag restored; nests, also across threads.
+
+    The flags are set one by one: a model's own ``train()`` may do more than that.
+    """
+    with _flags_lock:
+        count, flags = _flags.get(model, (0, []))
+        if count == 0:
+            flags = [(m, m.training) for m in model.modules()]
+            for m, _ in flags:
+                m.training = False
+        _flags[model] = (count + 1, flags)
+    try:
+        yield
+    finally:
+        with _flags_lock:
+            count, flags = _flags[model]
+            if count == 1:
+                for m, flag in flags:
+                    m.training = flag
+                del _flags[model]
+            else:
+                _flags[model] = (count - 1, flags)
+
+
+def forget_graphs(model: nn.Module) -> None:
+    """Take the graph off activations that the model keeps (states, caches, buffers), where it would live on."""
+
+    def plain(t: Tensor) -> Tensor:
+        return t.detach() if hasattr(t, TAG) else t
+
+    for module in model.modules():
+        for buffer in module._buffers.values():
+            if buffer is not None and buffer.grad_fn is not None and not buffer._is_view():
+                buffer.detach_()
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor | list | tuple | dict) and name not in MODULE_TABLES:
+                if any(hasattr(t, TAG) for t in tree_leaves(value) if isinstance(t, Tensor)):
+                    vars(module)[name] = tree_map_only(Tensor, plain, value)
+
+
+#: What every module has.
+MODULE_TABLES = frozenset(vars(nn.Module()))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel, torch.compile; an error for what cannot be explained."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}: {model!r:.80}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{name or 'the model'} is TorchScript, whose calls cannot be seen; give the nn.Module it was made from"
+            )
+        if "quantized" in type(module).__module__:
+            raise InputError(
+                f"{name or 'the model'} is a quantised module ({type(module).__name__}); give the float model "
+                "that it was made from"
+            )
+    for name, p in (*model.named_parameters(), *model.named_buffers()):
+        if p.is_meta:
+            raise InputError(f"parameter {name!r} is on the meta device and has no values; load weights first")
+    return model

@@ -1,0 +1,106 @@
+"""Where in the model: global module hooks that note each call of a module, and where its relevance can be read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_leaves
+
+from .errors import InputError
+from .functions.site import Site
+from .interception import TAG, Interceptor
+
+
+class Place:
+    """One tensor inside the model, where its relevance can be read."""
+
+    __slots__ = ("edge", "like", "site")
+
+    def __init__(self, t: Tensor, site: Site | None) -> None:
+        self.edge = get_gradient_edge(t)
+        self.like = t.detach().new_empty(()).expand(t.shape)
+        #: the site that made it
+        self.site = site
+
+
+class ModuleCall:
+    """One call of a module: its inputs and outputs."""
+
+    __slots__ = ("inputs", "outputs")
+
+    def __init__(self, inputs: list[Place], outputs: list[Place]) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+
+
+class Watch:
+    """Global module hooks of one trace; they only listen to the thread that traces."""
+
+    def __init__(self, interceptor: Interceptor, calls: dict[str, list[ModuleCall]]) -> None:
+        self.interceptor = interceptor
+        self.calls = calls
+        self.thread = threading.get_ident()
+        self.open: list[list[Place]] = []
+        self.handles = [
+            register_module_forward_pre_hook(self.enter),
+            register_module_forward_hook(self.leave, always_call=True),
+        ]
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self.thread:
+            return
+        with torch._C.DisableTorchFunction():
+            stack = self.interceptor.stack
+            path = self.interceptor.names.get(id(module))
+            if path is None:
+                path = f"{stack[-1][0]}.{type(module).__name__}".lstrip(".")
+            stack.append((path, module))
+            self.open.append(self.places(args))
+
+    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        if threading.get_ident() != self.thread or not self.open:
+            return
+        with torch._C.DisableTorchFunction():
+            path, _ = self.interceptor.stack.pop()
+            self.calls.setdefault(path, []).append(ModuleCall(self.open.pop(), self.places(result)))
+
+    def places(self, values: Any) -> list[Place]:
+        """Where the relevance of these activations can be read."""
+        token = self.interceptor.token
+        found = []
+        flat = isinstance(values, tuple | list) and all(isinstance(v, Tensor) for v in values)
+        for t in values if flat else tree_leaves(values):
+            if isinstance(t, Tensor) and t.requires_grad:
+                tag = getattr(t, TAG, None)
+                if tag is not None and tag.trace is token:
+                    found.append(Place(t, tag.site if tag.version == t._version else None))
+        return found
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def only(part: Any, output_nr: int, name: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """A hook that keeps the chosen part of the relevance that arrives at one output of an autograd node."""
+
+    def keep(R: Tensor) -> Tensor:
+        if callable(part):
+            return part(R)
+        if isinstance(part, Tensor) and (part.dtype == torch.bool or part.is_floating_point()):
+            return R * part.to(R.device)
+        axis = -1 if R.dim() == 3 else 1 if R.dim() > 1 else 0
+        index = torch.as_tensor(part, device=R.device).reshape(-1)
+        if index.numel() and not -R.shape[axis] <= int(index.min()) <= int(index.max()) < R.shape[axis]:
+            raise InputError(f"module {name!r} has {R.shape[axis]} channels; condition asks for {part!r}")
+        mask = torch.zeros(R.shape[axis], dtype=R.dtype, device=R.device)
+        mask[index] = 1
+        return R * mask.reshape(-1, *(1,) * (R.dim() - 1 - axis % R.dim()))
+
+    return lambda Rs: tuple(keep(R) if k == output_nr and R is not None else R for k, R in enumerate(Rs))
