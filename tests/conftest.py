@@ -39,3 +39,30 @@ def pytest_collection_modifyitems(items):
         for marker, reason in missing.items():
             if reason and marker not in required and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+#: Chromium stays on this machine and asks nobody.
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module", name="browser")
+def start_browser():
+    """One Chromium for the tests of a module, with a profile of its own; nothing but loopback is ever reached.
+
+    Not for the whole session: while it runs, its event loop is in the way of the notebooks' tests.
+    """
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS, headless=True)
+        yield chromium
+        chromium.close()

@@ -246,7 +246,11 @@ def test_every_example_of_the_help_parses():
     commands = [line.strip() for line in cli.EXAMPLES.splitlines() if line.startswith("  saliency-lrp ")]
     assert len(commands) >= 5
     for command in commands:
-        cli.build_parser().parse_args(shlex.split(command)[1:])
+        words = shlex.split(command)[1:]
+        if words[0] == "batch":
+            cli.build_batch_parser().parse_args(words[1:])
+        else:
+            cli.build_parser().parse_args(words)
 
 
 # ----------------------------------------------------------------------------------------------

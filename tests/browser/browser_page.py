@@ -6,31 +6,6 @@ import base64
 import json
 
 import numpy as np
-import pytest
-from conftest import find_chromium
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="session", name="browser")
-def start_browser():
-    """One Chromium for all tests, with a profile of its own; nothing but loopback is ever reached."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-    )
-    with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=find_chromium(), args=FLAGS, headless=True)
-        yield chromium
-        chromium.close()
-
 
 class Console:
     """Errors that a page has logged."""

@@ -17,7 +17,7 @@ import urllib.request
 import nbformat
 import numpy as np
 import pytest
-from browser_page import Console, canvas_pixels, start_browser  # noqa: F401 (a fixture)
+from browser_page import Console, canvas_pixels
 from PIL import Image
 
 pytest.importorskip("jupyterlab", reason="jupyterlab is not installed (pip install jupyterlab)")

@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 import pytest
-from browser_page import PIXELS, canvas_pixels, open_widget, start_browser  # noqa: F401 (a fixture)
+from browser_page import PIXELS, canvas_pixels, open_widget
 from PIL import Image
 from widget_source import KnownSource
 
