@@ -1,7 +1,7 @@
 """Time of one relevance map, as a ratio to one plain input gradient of the same model and batch.
 
-Absolute times mean little on a shared machine, so every measurement is a pair: the gradient, then the method, in turn in
-one process; the ratio of a pair counts, and the median over the pairs is reported, for CPU time and for wall time.
+Absolute times mean little on a shared machine, so every measurement is a pair: the gradient, then the method, in one
+process; the ratio of a pair counts, and the median over the pairs is reported, for CPU time and for wall time.
 
     python benchmarks/speed.py                         # ours, zennit, captum on three models, batch 1
     python benchmarks/speed.py --models vgg16 --batch 1 8 --pairs 11 --markdown docs/performance-speed.md

@@ -122,6 +122,7 @@ class Trace:
         self.sites: list[Site] = []
         self.calls: dict[str, list[ModuleCall]] = {}
         self._lock = threading.RLock()
+        self._freed = False
         self._last: tuple[Any, Any, Any] | None = None
         self._report: Report | None = None
         try:
@@ -539,6 +540,8 @@ class Trace:
         parameters: bool = False,
     ) -> tuple[list[Any], list[Tensor]]:
         """Maps for each start, and relevance at places inside the model (of the first start)."""
+        if self._freed:
+            raise InputError("an explanation with retain=False was this trace's last; leave retain out to go on")
         if not self._leaves:
             raise InputError(
                 "the model was given no tensor that relevance could be attributed to (a floating-point tensor, or "
@@ -555,6 +558,7 @@ class Trace:
             kept = Account() if account else None
             self.binding.use(chosen, kept)
             self.binding.maps = len(starts)
+            self.binding.retain, self._freed = retain, not retain
             self.binding.parameters = {} if parameters else None
             handles = self._conditioned(condition or {})
             try:

@@ -224,7 +224,7 @@ class _LinearRule(Rule):
 
 
 def is_empty(share: Tensor) -> bool:
-    """Whether no relevance takes this part, as behind a ReLU no negative output does; not asked of a GPU, which it stalls."""
+    """Whether no relevance takes this part, as no negative output does behind a ReLU; never asked of a GPU."""
     if share.device.type != "cpu":
         return False
     return not bool(share.any())
@@ -464,8 +464,8 @@ class ZBox(_LinearRule):
             return value.expand(a.shape)
         except RuntimeError:
             raise InputError(
-                f"bounds of shape {tuple(value.shape)} do not fit what the layer reads, {tuple(a.shape)} (padding of a mode "
-                "other than zeros included); give numbers, or one value per channel such as shape (1, C, 1, 1)"
+                f"bounds of shape {tuple(value.shape)} do not fit what the layer reads, {tuple(a.shape)} (with the padding of "
+                "a mode other than zeros); give numbers, or one value per channel such as shape (1, C, 1, 1)"
             ) from None
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..rules import Gradient
 from .site import Site
 
-
 #: torch's own, which hand every tensor on as it is: full backward hooks of modules.
 IDENTITIES = frozenset({"BackwardHookFunction"})
 

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 
+
 class Console:
     """Errors that a page has logged."""
 
