@@ -143,7 +143,8 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     header = (
-        f"{datetime.date.today()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, {args.device}; "
+        f"{datetime.date.today()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{args.device}; "
         f"median of {args.pairs} pairs, CPU time (wall time)"
     )
     print(header)

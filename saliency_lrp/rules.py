@@ -464,8 +464,8 @@ class ZBox(_LinearRule):
             return value.expand(a.shape)
         except RuntimeError:
             raise InputError(
-                f"bounds of shape {tuple(value.shape)} do not fit what the layer reads, {tuple(a.shape)} (with the padding of "
-                "a mode other than zeros); give numbers, or one value per channel such as shape (1, C, 1, 1)"
+                f"bounds of shape {tuple(value.shape)} do not fit what the layer reads, {tuple(a.shape)} (with the "
+                "padding of a mode other than zeros); give numbers, or one value per channel such as shape (1, C, 1, 1)"
             ) from None
 
 
