@@ -94,6 +94,8 @@ class Binding:
         self.linear_count = 0
         #: how many maps the backward pass makes at once
         self.maps = 1
+        #: whether sites keep what they need for another backward pass
+        self.retain = True
         self.unknown_sites: dict[int, Site] = {}
         self._rules: dict[Site, Rule] = {}
 

@@ -35,21 +35,33 @@ class Dying(dataset.Job):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(out: str, marker: str | None = None) -> None:
-    torch.set_num_threads(1)
+def start(scratch: str, attempts: int = 4) -> None:
+    """A local cluster; Ray gives up after 30 s, which busy machines need more than."""
     here = os.path.dirname(os.path.abspath(__file__))
     path = os.pathsep.join([here, os.path.dirname(here)])
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=scratch,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+            )
+            return
+        except Exception as error:  # Ray raises no narrower one
+            ray.shutdown()
+            if attempt == attempts or "timed out during startup" not in str(error):
+                raise
+
+
+def main(out: str, marker: str | None = None) -> None:
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ray") as scratch:
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=scratch,
-            log_to_driver=False,
-            logging_level="error",
-            runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
-        )
+        start(scratch)
         try:
             if marker:
                 make = ray_dataset.make_job

@@ -55,7 +55,6 @@ def test_a_killed_worker_changes_nothing(tmp_path):
         "PYTHONPATH": os.pathsep.join([str(JOB.parent), str(JOB.parents[1])]),
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "120",
     }
     try:
         done = subprocess.run(

@@ -61,6 +61,7 @@ class _Node(torch.autograd.Function):
             R_in = several_at_once(ctx.site, R)
         else:
             R_in = ctx.site.propagate(R[0] if len(R) == 1 else R)
+        ctx.site.forget()
         k = ctx.written
         if k is None:
             return (None, None, None, *R_in)

@@ -168,6 +168,11 @@ class Site:
         found = zip(*(rule.relevance(self, r) for r in maps), strict=True)
         return [None if parts[0] is None else torch.stack(parts) for parts in found]
 
+    def forget(self) -> None:
+        """Let go of the activations on the way of the last backward pass, as autograd does of its own."""
+        if not self.binding.retain and self.parent is None:
+            self.saved, self.result = [], None
+
     def describe(self) -> str:
         """``"relu at 'layer1.0'"``."""
         return f"{self.op} at {self.path or 'the model itself'!r}"

@@ -35,9 +35,17 @@ class AddSite(SumSite):
         super().__init__(call)
         self.weights = weights
 
+    #: an addition costs less than keeping its result, which models often go on to write into
+    keeps_output = False
+
+    @property
+    def output(self) -> Tensor:
+        (left, right), (x, y) = self.weights, self.inputs
+        return torch.add(x if left == 1 else x * left, y, alpha=right)
+
     @property
     def takes_several(self) -> bool:  # type: ignore[override]
-        return all(a.shape == self.output.shape for a in self.inputs)
+        return self.inputs[0].shape == self.inputs[1].shape
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         same = self.takes_several
