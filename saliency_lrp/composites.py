@@ -504,7 +504,8 @@ register("deep_taylor.bounded", COMPOSITES["deep_taylor_bounded"])  # iNNvestiga
 def auto(gamma: float = 1.0, epsilon: float = 0.1) -> Composite:
     """What ``method="lrp"`` uses: z⁺ first, generalised γ on convolutions, relative ε on dense layers, AttnLRP.
 
-    Chosen by ``docs/quality.md``, where the numbers are: γ was searched on images that the table does not use.
+    Chosen by ``docs/quality.md``. Relevance mass on held-out images of the demo CNN, a ResNet and a ViT: 0.926, 0.970,
+    0.935 (±0.003); epsilon_plus 0.911, 0.930, 0.920; epsilon_gamma_box 0.894, 0.913, 0.922.
 
     Parameters
     ----------
