@@ -26,9 +26,11 @@ RUNTIME = [
 ]
 VISION = ["torchvision", "timm"]
 EVALUATION = ["quantus"]
+SCALE = ["ray[data]", "zarr"]
 TEST = [
     *VISION,
     *EVALUATION,
+    *SCALE,
     "pytest",
     "pytest-benchmark",
     "pytest-timeout",
@@ -42,7 +44,6 @@ TEST = [
     "einops",
     "zennit",  # a peer to compare with, never a runtime dependency
 ]
-SCALE = ["ray[data]", "zarr"]
 DEV = [*TEST, "ruff", "coverage"]
 
 setup(
