@@ -18,6 +18,10 @@ from saliency_lrp import dataset, ray_dataset
 from saliency_lrp.demo import load_demo_model
 
 
+#: exit status where Ray itself does not get up in the time that it allows
+NO_CLUSTER = 75
+
+
 class Dying(dataset.Job):
     """A job whose worker is killed in the middle: after data were written and before the flag."""
 
@@ -54,8 +58,10 @@ def start(scratch: str, attempts: int = 4) -> None:
             return
         except Exception as error:  # Ray raises no narrower one
             ray.shutdown()
-            if attempt == attempts or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
+            if attempt == attempts:
+                sys.exit(NO_CLUSTER)
 
 
 def main(out: str, marker: str | None = None) -> None:

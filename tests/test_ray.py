@@ -19,6 +19,8 @@ from saliency_lrp.errors import InputError
 pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
 pytest.importorskip("ray.data", reason="a cluster needs saliency-lrp[scale]")
 JOB = Path(__file__).with_name("ray_job.py")
+#: what the job says where Ray does not start
+NO_CLUSTER = 75
 #: set for the cluster's processes alone, so that they can be found
 MARK = "SALIENCY_LRP_TEST_CLUSTER"
 
@@ -61,6 +63,8 @@ def test_a_killed_worker_changes_nothing(tmp_path):
             [sys.executable, str(JOB), str(out), str(marker)],
             env=environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
+        if done.returncode == NO_CLUSTER:
+            pytest.skip("Ray did not start within its own limit of 30 s, four times: this machine is too busy for it")
         assert done.returncode == 0, done.stderr[-3000:]
         assert gone(str(tmp_path), within=60)
     finally:
