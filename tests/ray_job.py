@@ -17,7 +17,6 @@ from dataset_job import OPTIONS, inputs
 from saliency_lrp import dataset, ray_dataset
 from saliency_lrp.demo import load_demo_model
 
-
 #: exit status where Ray itself does not get up in the time that it allows
 NO_CLUSTER = 75
 
