@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,9 +143,7 @@ class LinearSite(Site):
 class Affine:
     """A batch norm in eval mode: ``y = scale · (x − mean) + shift``, one value per channel."""
 
-    def __init__(
-        self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> None:
+    def __init__(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
         self.mean = working(mean.detach())
         gain = torch.rsqrt(working(var.detach()) + eps)
         self.scale = gain if weight is None else gain * working(weight.detach())
@@ -413,55 +412,52 @@ def linear_node(call: Call, site: LinearSite, activation: Tensor) -> Any:
 def dynamic_weight(call: Call, activation: Tensor) -> None:
     """Note that the weight of this call depends on the input; it counts as a gate and gets no relevance."""
     if len(call.activations) > 1 or call.activations[0] is not activation:
-        call.interceptor.note(
-            f"{call.name} at {call.path!r}: the weight depends on the input; it counts as a gate"
-        )
+        call.interceptor.note(f"{call.name} at {call.path!r}: the weight depends on the input; it counts as a gate")
+
+
+def weighted(call: Call, build: Callable[[Tensor, Tensor | None], LinearSite]) -> Any:
+    """A call (input, weight, bias, ...): ``build`` makes its site where the input is the activation."""
+    x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    if not call.is_activation(x):
+        return weight_only(call)
+    dynamic_weight(call, x)
+    return linear_node(call, build(w, b), x)
 
 
 @handles("linear")
 def linear(call: Call) -> Any:
-    x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
-    if not call.is_activation(x):
-        return weight_only(call)
-    dynamic_weight(call, x)
-    return linear_node(call, (DenseToScalar if w.dim() == 1 else Dense)(call, w, b), x)
+    return weighted(call, lambda w, b: (DenseToScalar if w.dim() == 1 else Dense)(call, w, b))
 
 
 @handles("conv1d", "conv2d", "conv3d")
 def convolution(call: Call) -> Any:
-    x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
-    if not call.is_activation(x):
-        return weight_only(call)
-    dynamic_weight(call, x)
-    site = Convolution(
+    return weighted(
         call,
-        w,
-        b,
-        stride=call.arg(3, "stride", 1),
-        padding=call.arg(4, "padding", 0),
-        dilation=call.arg(5, "dilation", 1),
-        groups=call.arg(6, "groups", 1),
+        partial(
+            Convolution,
+            call,
+            stride=call.arg(3, "stride", 1),
+            padding=call.arg(4, "padding", 0),
+            dilation=call.arg(5, "dilation", 1),
+            groups=call.arg(6, "groups", 1),
+        ),
     )
-    return linear_node(call, site, x)
 
 
 @handles("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(call: Call) -> Any:
-    x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
-    if not call.is_activation(x):
-        return weight_only(call)
-    dynamic_weight(call, x)
-    site = TransposedConvolution(
+    return weighted(
         call,
-        w,
-        b,
-        stride=call.arg(3, "stride", 1),
-        padding=call.arg(4, "padding", 0),
-        output_padding=call.arg(5, "output_padding", 0),
-        groups=call.arg(6, "groups", 1),
-        dilation=call.arg(7, "dilation", 1),
+        partial(
+            TransposedConvolution,
+            call,
+            stride=call.arg(3, "stride", 1),
+            padding=call.arg(4, "padding", 0),
+            output_padding=call.arg(5, "output_padding", 0),
+            groups=call.arg(6, "groups", 1),
+            dilation=call.arg(7, "dilation", 1),
+        ),
     )
-    return linear_node(call, site, x)
 
 
 @handles("convolution", "_convolution")
