@@ -18,14 +18,14 @@ from torch.utils._pytree import tree_leaves
 from .composites import Composite
 from .errors import InputError
 from .functions import HANDLERS, custom
-from .functions.call import PLAIN, Call, Tag
+from .functions.call import OUTPUT, PLAIN, Call, Tag
 from .functions.opened import open_up, opened
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import Site, iter_tensors
 from .functions.unknown import unknown
 from .report import Account
-from .rules import Gradient, Rule
+from .rules import Gradient, Rule, vanishes
 
 #: Where a tensor's tag is kept.
 TAG = "_saliency_lrp"
@@ -94,6 +94,8 @@ class Binding:
         self.linear_count = 0
         #: how many maps the backward pass makes at once
         self.maps = 1
+        #: whether relevance has been 0 wherever an activation is 0, so far in this backward pass
+        self.vanishing = False
         #: whether sites keep what they need for another backward pass
         self.retain = True
         self.unknown_sites: dict[int, Site] = {}
@@ -124,6 +126,13 @@ class Binding:
         rule = self._rules.get(site)
         if rule is None:
             rule = self._rules[site] = self.composite.rule_for(site)
+        return rule
+
+    def use_rule(self, site: Site) -> Rule:
+        """The rule of a site that relevance has reached."""
+        rule = self.rule_for(site)
+        if self.vanishing and not vanishes(rule, site):
+            self.vanishing = False  # sites further up need their own outputs
         return rule
 
     def report_unknown(self, site: Site) -> None:
@@ -171,6 +180,8 @@ class Interceptor(TorchFunctionMode):
         self.roots: list[Tensor] = []
         self.folds: dict[int, list[GradientEdge]] = {}
         self.single_views = False
+        #: whether something runs as it is that may send relevance to an activation that is 0
+        self.opaque = False
 
     # ------------------------------------------------------------------ every torch call comes through here
 
@@ -189,7 +200,7 @@ class Interceptor(TorchFunctionMode):
             entry = LOOKED_UP[func] = Entry(func)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)  # inside somebody's autograd.Function
-        activations, parameters = self.activations(args, kwargs)
+        activations, parameters = self.activations(args, kwargs, reads=entry.handler is not constant)
         if not activations:
             if args and isinstance(args[0], Tensor) and entry.writes(args, kwargs):
                 self.before_write(args[0])
@@ -204,8 +215,13 @@ class Interceptor(TorchFunctionMode):
             return self.unknown_natively(call)
         return entry.handler(call)
 
-    def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
-        """Arguments that depend on the model's input, each once; and whether others require grad."""
+    def activations(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], reads: bool = True
+    ) -> tuple[list[Tensor], bool]:
+        """Arguments that depend on the model's input, each once; and whether others require grad.
+
+        ``reads``: whether relevance may come back to them from this call.
+        """
         found: list[Tensor] = []
         parameters = False
         for t in iter_tensors(args, kwargs):
@@ -220,7 +236,16 @@ class Interceptor(TorchFunctionMode):
                 continue
             if not any(t is a for a in found):
                 found.append(t)
+                if reads:
+                    self.read(getattr(t, TAG))
         return found, parameters
+
+    @staticmethod
+    def read(tag: Tag) -> None:
+        """Another call reads an activation: a ReLU is then not all that relevance comes back from."""
+        tag.readers += 1
+        if tag.site is not None and tag.site.cut:
+            tag.site.result, tag.site.cut = None, False
 
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
@@ -241,6 +266,7 @@ class Interceptor(TorchFunctionMode):
                 continue
             if isinstance(site, Site) or any(leaf is root for root in self.roots):
                 for found in foreign:
+                    self.opaque = True
                     custom.report(found, self)
                 self.tag(t, Tag(self.token))
                 return True
@@ -299,7 +325,7 @@ class Interceptor(TorchFunctionMode):
         self.notes[text] = None
 
     def remember(self, t: Tensor, site: Site | Held, slot: int) -> None:
-        """A site keeps an alias of this memory (slot -1: its output)."""
+        """A site keeps an alias of this memory, in a slot of its inputs or as its ``OUTPUT``."""
         self.saved.setdefault(t.untyped_storage().data_ptr(), []).append((site, slot))
 
     def pack(self, t: Tensor) -> Held:
@@ -313,14 +339,14 @@ class Interceptor(TorchFunctionMode):
         """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
         copies: dict[Any, Tensor] = {}
         for site, slot in self.saved.pop(target.untyped_storage().data_ptr(), ()):
-            t = site.result if slot == -1 else site.saved[slot]
+            t = site.result if slot == OUTPUT else site.saved[slot]
             if t is None:
                 continue
             key = (t.data_ptr(), t.shape, t.stride())
             copy = copies.get(key)
             if copy is None:
                 copy = copies[key] = t.clone()
-            if slot == -1:
+            if slot == OUTPUT:
                 site.result = copy
             else:
                 site.saved[slot] = copy
@@ -334,6 +360,7 @@ class Interceptor(TorchFunctionMode):
     def unknown_natively(self, call: Call) -> Any:
         """Run a call that cannot be made a site; report it if its results carry relevance."""
         out = call.native()
+        self.opaque = True
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if call.inplace:
             results.append(call.args[0])

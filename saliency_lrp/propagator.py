@@ -211,6 +211,7 @@ class Trace:
                 self._interceptor.adopt(t)  # made by a custom autograd.Function, which is reported
             if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
                 tag.site.is_output = True
+                self._interceptor.read(tag)
         for source in self._interceptor.integer_inputs.values():
             for owner, leaf in self._interceptor.embedded:
                 if owner is source:
@@ -554,9 +555,11 @@ class Trace:
         out = starts[0][0]
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
+        vanishing = not self._interceptor.opaque and not any(map(callable, (condition or {}).values()))
         with self._lock, torch.inference_mode(False):
             kept = Account() if account else None
             self.binding.use(chosen, kept)
+            self.binding.vanishing = vanishing and not bool(((out == 0) & (seeds != 0)).any())
             self.binding.maps = len(starts)
             self.binding.retain, self._freed = retain, not retain
             self.binding.parameters = {} if parameters else None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import BOUNDED, GATE, PLAIN, Call, tag_of
+from .call import BOUNDED, GATE, OUTPUT, PLAIN, Call, tag_of
 from .registry import handles, kind
 from .site import Site, fill
 
@@ -32,6 +32,7 @@ class ActivationSite(Site):
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.from_output = self.op in FROM_OUTPUT and not self.binding.composite.needs_preactivation
+        self.keeps_zero = self.op in KEEPS_ZERO
 
     @property
     def keeps_inputs(self) -> bool:  # type: ignore[override]
@@ -74,9 +75,32 @@ def activation(call: Call) -> Any:
     nonnegative = call.name in NONNEGATIVE or (
         call.name in KEEPS_SIGN and tag is not None and tag.nonnegative
     )
-    return call.node(ActivationSite(call), gate=gate_level(call, tag), nonnegative=nonnegative)
+    site, before = ActivationSite(call), behind_relu(call, tag)
+    if before is not None:
+        before.result = None  # the ReLU's output will serve; an in-place one need not save what it writes over
+    out = call.node(site, gate=gate_level(call, tag), nonnegative=nonnegative)
+    if before is not None:
+        before.result, before.cut = out.detach(), True
+        call.interceptor.remember(before.result, before, OUTPUT)
+    return out
 
 
+def behind_relu(call: Call, tag: Any) -> Site | None:
+    """The site whose output goes into this ReLU and nowhere else, if it can do with what the ReLU leaves of it."""
+    if call.name != "relu" or tag is None or tag.readers != 1 or tag.site is None:
+        return None
+    site = tag.site
+    if not site.rectifiable or site.superseded or site.binding.composite.needs_preactivation:
+        return None
+    return site
+
+
+#: Activations that map 0 to 0.
+KEEPS_ZERO = frozenset(
+    "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish softsign tanhshrink softshrink "
+    "hardshrink tanh erf abs absolute expm1 log1p sqrt square sin tan asin atan sinh asinh atanh arctan neg negative "
+    "erfinv".split()
+)
 #: Activations that map non-negative values to non-negative values.
 KEEPS_SIGN = frozenset(
     "leaky_relu prelu elu selu gelu silu mish hardswish hardtanh tanh erf pow clamp_max log1p tanhshrink".split()

@@ -13,11 +13,14 @@ from .site import Site, Slot, iter_tensors
 #: How much a tensor looks like a gate: 0 a plain activation, 1 bounded (tanh, erf), 2 a gate (sigmoid, softmax, rsqrt).
 PLAIN, BOUNDED, GATE = 0, 1, 2
 
+#: Slot of a site's output among what it keeps.
+OUTPUT = -1
+
 
 class Tag:
     """What the interceptor knows of an activation; rides on the tensor itself."""
 
-    __slots__ = ("trace", "site", "gate", "nonnegative", "version", "source", "source_version")
+    __slots__ = ("trace", "site", "gate", "nonnegative", "version", "readers", "source", "source_version")
 
     def __init__(
         self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False
@@ -28,6 +31,8 @@ class Tag:
         self.nonnegative = nonnegative
         #: the tensor's version when this was known; a later one means that it was written into
         self.version = -1
+        #: how many calls have read its values
+        self.readers = 0
         #: the activation a linear site read, and its version then: lets a batch norm fold into that site
         self.source: Tensor | None = None
         self.source_version = -1
@@ -218,7 +223,7 @@ class Call:
                 out = torch.ops.aten._unsafe_view(out, out.shape)
             if site.keeps_output and isinstance(out, Tensor):
                 site.result = out.detach()
-                tracer.remember(site.result, site, -1)
+                tracer.remember(site.result, site, OUTPUT)
             return out
 
         out = _Node.apply(site, run, written, *tensors)

@@ -24,6 +24,7 @@ class LinearSite(Site):
     """
 
     kind = "linear"
+    rectifiable = True
     #: whether a batch norm can be folded into the weight
     foldable = True
     #: axis of the output that the bias and a folded batch norm run along (negative: from the end)
@@ -44,12 +45,11 @@ class LinearSite(Site):
 
     @property
     def output(self) -> Tensor:
-        if self.result is None:
-            with torch.no_grad():
-                z = self.forward(self.input, working(self.own_weight))
-                z = z if self.own_bias is None else z + self.as_output(working(self.own_bias))
-                self.result = z if self.batch_norm is None else self.batch_norm.apply(z, self.channel_axis)
-        return working(self.result)
+        return working(super().output)
+
+    def computed_output(self) -> Tensor:
+        z = self.batch_norm_input()
+        return z if self.batch_norm is None else self.batch_norm.apply(z, self.channel_axis)
 
     @property
     def weight(self) -> Tensor:
@@ -84,7 +84,10 @@ class LinearSite(Site):
         return torch.ones_like(self.input)
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
-        return (self.transpose(c, self.weight),)
+        if self.batch_norm is None or self.own_weight.numel() <= c.numel():
+            return (self.transpose(c, self.weight),)
+        # fewer numbers to multiply than in the weight
+        return (self.transpose(c * self.as_output(self.batch_norm.scale), working(self.own_weight)),)
 
     def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return self.vjp(working(c))
@@ -132,12 +135,12 @@ class LinearSite(Site):
 
     def below_batch_norm(self, rule: Rule, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of the input, by ``rule`` on the linear layer alone, from that of the layer's output."""
-        batch_norm, result = self.batch_norm, self.result
-        self.batch_norm, self.result = None, None
+        kept = self.batch_norm, self.result, self.cut
+        self.batch_norm, self.result, self.cut = None, None, False
         try:
             return rule.relevance(self, R)
         finally:
-            self.batch_norm, self.result = batch_norm, result
+            self.batch_norm, self.result, self.cut = kept
 
 
 class Affine:
@@ -369,11 +372,11 @@ class Diagonal(LinearSite):
     def bias(self) -> Tensor | None:
         return self.own_bias
 
-    @property
-    def output(self) -> Tensor:
-        if self.result is None:
-            self.result = self.own.apply(self.input, self.channel_axis)
-        return working(self.result)
+    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return (self.transpose(c, self.weight),)
+
+    def computed_output(self) -> Tensor:
+        return self.own.apply(self.input, self.channel_axis)
 
     @classmethod
     def apart(cls, site: LinearSite, affine: Affine) -> Diagonal:
@@ -382,7 +385,7 @@ class Diagonal(LinearSite):
         alone.__dict__.update(site.__dict__)
         alone.own, alone.own_weight, alone.own_bias = affine, affine.scale, affine.merged_bias(None)
         alone.saved, alone.result = [site.batch_norm_input()], site.output
-        alone.nonnegative = False
+        alone.nonnegative = alone.cut = False
         return alone
 
     def batch_norm_alone(self) -> Diagonal:

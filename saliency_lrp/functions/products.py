@@ -19,6 +19,7 @@ class ScaleSite(Site):
     """``x · constant``: relevance passes unchanged; where the constant is 0 nothing passes."""
 
     kind = "scale"
+    keeps_zero = True
     keeps_inputs = False
     keeps_output = False
 

@@ -66,6 +66,11 @@ class Site:
     #: Whether rules may ask for inputs / output; a site that never needs one does not keep its memory alive.
     keeps_inputs: ClassVar[bool] = True
     keeps_output: ClassVar[bool] = True
+    #: Whether what a ReLU makes of the output may be kept in its place, and whether it is.
+    rectifiable: ClassVar[bool] = False
+    cut: bool = False
+    #: Whether the function maps 0 to 0.
+    keeps_zero: bool = False
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
     takes_several: bool = False
 
@@ -104,10 +109,21 @@ class Site:
     @property
     def output(self) -> Tensor:
         """The activation that came out; computed again where it was not kept."""
+        if self.cut and not self.rectified:
+            return self.computed_output()
         if self.result is None:
             with torch.no_grad():
-                self.result = self.call(list(self.inputs))
+                self.result = self.computed_output()
         return self.result
+
+    def computed_output(self) -> Tensor:
+        """The activation that came out, from those that went in."""
+        return self.call(list(self.inputs))
+
+    @property
+    def rectified(self) -> bool:
+        """Whether ``output`` has 0 for what a ReLU behind it cut off: in a pass where no relevance comes back there."""
+        return self.cut and self.binding.vanishing
 
     @property
     def account(self) -> bool:
@@ -151,14 +167,14 @@ class Site:
     def propagate(self, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of each input by the rule that the composite binds to this site."""
         binding = self.binding
-        R_in = binding.rule_for(self).relevance(self, R)
+        R_in = binding.use_rule(self).relevance(self, R)
         if binding.account is not None:
             binding.account.add(self, R, R_in)
         return R_in
 
     def propagate_several(self, R: Any) -> Sequence[Tensor | None]:
         """As :meth:`propagate`, for relevance of several maps (the first axis) of one forward pass."""
-        rule = self.binding.rule_for(self)
+        rule = self.binding.use_rule(self)
         if self.takes_several and rule.takes_several:
             return rule.relevance(self, R)
         if isinstance(R, tuple):  # one for each output, None where no relevance arrived

@@ -37,9 +37,12 @@ class AddSite(SumSite):
 
     #: an addition costs less than keeping its result, which models often go on to write into
     keeps_output = False
+    rectifiable = True
 
     @property
     def output(self) -> Tensor:
+        if self.rectified and self.result is not None:
+            return self.result  # the ReLU's output, which others keep as well
         (left, right), (x, y) = self.weights, self.inputs
         return torch.add(x if left == 1 else x * left, y, alpha=right)
 
