@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -89,6 +88,8 @@ class Binding:
         self.composite = composite
         self.unknown = unknown
         self.names = names
+        #: what the composite that was chosen before the forward pass asks of activations
+        self.needs_preactivation = composite.needs_preactivation
         self.account: Account | None = None
         self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
@@ -178,7 +179,8 @@ class Interceptor(TorchFunctionMode):
         self.integer_inputs: dict[int, Tensor] = {}
         self.embedded: list[tuple[Tensor, Tensor]] = []
         self.roots: list[Tensor] = []
-        self.folds: dict[int, list[GradientEdge]] = {}
+        #: by the id of a linear site: where relevance arrives at the batch norms folded into it
+        self.folds: dict[int, list[tuple[Any, int]]] = {}
         self.single_views = False
         #: whether something runs as it is that may send relevance to an activation that is 0
         self.opaque = False
@@ -318,7 +320,7 @@ class Interceptor(TorchFunctionMode):
     def fold(self, before: Site, out: Tensor) -> None:
         """A batch norm, whose output is ``out``, was folded into the linear site before it."""
         before.superseded = True
-        self.folds.setdefault(id(before), []).append(get_gradient_edge(out))
+        self.folds.setdefault(id(before), []).append((out.grad_fn, out.output_nr))
 
     def note(self, text: str) -> None:
         """Remember a choice that the user should know of."""

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -114,7 +113,7 @@ class ModelMaps:
             outputs = calls[-1].outputs
             if not path or len(outputs) != 1 or id(outputs[0].site) in trace._interceptor.folds:
                 continue  # a layer with a batch norm folded into it has the batch norm's relevance
-            features = read_feature_map(path, self.model, outputs[0].like, self.x)
+            features = read_feature_map(path, self.model, outputs[0].no_relevance(), self.x)
             if features is not None:
                 found[path] = features
         return found
@@ -153,16 +152,12 @@ class ModelMaps:
         Relevance is taken at the layer, every other channel is set to 0, and what is left goes on to the picture.
         """
         trace = self.trace()
-        asked, chosen = self._asked(target), self.composites[rule]
-        features = self._layers[layer]
-        relevance = trace.layer_relevance(layer, asked, self._seed(), chosen)
-        count = features.spatial(relevance).shape[1]
-        if not 0 <= channel < count:
-            raise InputError(f"layer {layer!r} has channels 0 to {count - 1}, not {channel}.")
-        masked = torch.zeros_like(relevance)
-        features.spatial(masked)[:, channel] = features.spatial(relevance)[:, channel]  # spatial() is a view
-        start = trace.calls[layer][-1].outputs[0].edge
-        ((through,), _) = trace._run([(start, masked)], chosen, False, True, ())
+        mask = trace.calls[layer][-1].outputs[0].no_relevance()
+        channels = self._layers[layer].spatial(mask)  # a view
+        if not 0 <= channel < channels.shape[1]:
+            raise InputError(f"layer {layer!r} has channels 0 to {channels.shape[1] - 1}, not {channel}.")
+        channels[:, channel] = 1
+        through = trace.relevance(self._asked(target), self._seed(), self.composites[rule], condition={layer: mask})
         return Map(self._placed(through[0].sum(0)))
 
     def method(self, name: str, target: int | None, watch: Watch) -> Map:

@@ -6,10 +6,11 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from .errors import InputError
 from .interception import TAG
@@ -28,8 +29,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         count, flags = _flags.get(model, (0, []))
         if count == 0:
             flags = [(m, m.training) for m in model.modules()]
-            for m, _ in flags:
-                m.training = False
+            for m, flag in flags:
+                if flag:
+                    m.training = False
         _flags[model] = (count + 1, flags)
     try:
         yield
@@ -38,7 +40,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             count, flags = _flags[model]
             if count == 1:
                 for m, flag in flags:
-                    m.training = flag
+                    if flag:
+                        m.training = True
                 del _flags[model]
             else:
                 _flags[model] = (count - 1, flags)
@@ -54,10 +57,20 @@ def forget_graphs(model: nn.Module) -> None:
         for buffer in module._buffers.values():
             if buffer is not None and buffer.grad_fn is not None and not buffer._is_view():
                 buffer.detach_()
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor | list | tuple | dict) and name not in MODULE_TABLES:
-                if any(hasattr(t, TAG) for t in tree_leaves(value) if isinstance(t, Tensor)):
-                    vars(module)[name] = tree_map_only(Tensor, plain, value)
+        for name in vars(module).keys() - MODULE_TABLES:  # few are left of the attributes of every module
+            if holds_activations(vars(module)[name]):
+                vars(module)[name] = tree_map_only(Tensor, plain, vars(module)[name])
+
+
+def holds_activations(value: Any) -> bool:
+    """Whether a value is, or contains in lists, tuples and dicts, a tensor of a trace."""
+    if isinstance(value, Tensor):
+        return hasattr(value, TAG)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):  # noqa: UP038  # a union is slower, and this is asked of all attributes
+        return False
+    return any(holds_activations(v) for v in value)
 
 
 #: What every module has.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
@@ -20,13 +20,29 @@ from .interception import TAG, Interceptor
 class Place:
     """One tensor inside the model, where its relevance can be read."""
 
-    __slots__ = ("edge", "like", "site")
+    __slots__ = ("node", "output_nr", "shape", "options", "site")
 
     def __init__(self, t: Tensor, site: Site | None) -> None:
-        self.edge = get_gradient_edge(t)
-        self.like = t.detach().new_empty(()).expand(t.shape)
+        #: the autograd node that made it; this does not keep the graph alive, which the model's output does
+        self.node = t.grad_fn
+        self.output_nr = t.output_nr
+        self.shape = t.shape
+        self.options = {"dtype": t.dtype, "device": t.device}
         #: the site that made it
         self.site = site
+
+    @property
+    def edge(self) -> GradientEdge | None:
+        """Where its relevance arrives; None where it cannot, because the output does not depend on it."""
+        try:
+            self.node.next_functions  # noqa: B018  # a node that went with its tensor raises
+        except RuntimeError:
+            return None
+        return GradientEdge(self.node, self.output_nr)
+
+    def no_relevance(self) -> Tensor:
+        """Zeros of its shape."""
+        return torch.zeros(self.shape, **self.options)
 
 
 class ModuleCall:

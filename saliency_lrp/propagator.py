@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from . import composites
@@ -407,9 +407,17 @@ class Trace:
         for name, part in condition.items():
             for call in range(len(self.calls.get(name, ())) or 1):
                 for place in self._places(name, "output", call):
-                    for edge in (place.edge, *self._interceptor.folds.get(id(place.site), ())):
+                    for edge in self._edges(place):
                         handles.append(edge.node.register_prehook(only(part, edge.output_nr, name)))
         return handles
+
+    def _edges(self, place: Place) -> list[GradientEdge]:
+        """Where the relevance of a place arrives.
+
+        A layer and the batch norm folded into it are one site: what is between them is read at the latter's output.
+        """
+        folded = (GradientEdge(*edge) for edge in self._interceptor.folds.get(id(place.site), ()))
+        return [edge for edge in (place.edge, *folded) if edge is not None]
 
     def _places(self, name: str, which: str, call: int) -> list[Place]:
         calls = self.calls.get(name)
@@ -548,8 +556,7 @@ class Trace:
                 "the model was given no tensor that relevance could be attributed to (a floating-point tensor, or "
                 "integers that it embeds)"
             )
-        # a layer and the batch norm folded into it are one site: what is between them is read at the latter's output
-        edges = [[p.edge, *self._interceptor.folds.get(id(p.site), ())] for p in places]
+        edges = [self._edges(place) for place in places]
         chosen = self.composite if composite is None else composites.get(composite)
         leaves = [leaf for _, leaf in self._leaves]
         out = starts[0][0]
@@ -593,7 +600,7 @@ class Trace:
         at = []
         for place, group in zip(places, edges, strict=True):
             parts = [v for v in itertools.islice(read, len(group)) if v is not None]
-            at.append(functools.reduce(torch.add, parts) if parts else torch.zeros_like(place.like))
+            at.append(functools.reduce(torch.add, parts) if parts else place.no_relevance())
         return maps, at
 
     # ------------------------------------------------------------------ the account

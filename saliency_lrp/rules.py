@@ -210,11 +210,15 @@ class _LinearRule(Rule):
                 if a is not None:
                     message = message.mul_(a)
                 total = message if total is None else total.add_(message)
-            if site.account or self.bias == "distribute":
+            if self.accounts_for(site):
                 absorbed = self.absorbed(site, part, denominator, c)
                 if self.bias == "distribute":
                     total = total + site.spread(absorbed)
         return (torch.zeros_like(working(site.input)) if total is None else total,)
+
+    def accounts_for(self, site: Any) -> bool:
+        """Whether it matters what bias and stabiliser take."""
+        return site.account or self.bias == "distribute"
 
     def absorbed(self, site: Any, part: Part, denominator: Tensor, c: Tensor) -> Tensor:
         """What bias and stabiliser take of the relevance, per output; noted in the account unless distributed."""
@@ -326,10 +330,10 @@ class Epsilon(_LinearRule):
         self.relative = relative
 
     def parts(self, site: Any) -> Iterator[Part]:
-        bias = site.bias
-        if self.bias == "zero" and bias is not None:
+        if self.bias == "zero" and site.has_bias:
             yield Part([(site.input, None)])
         else:
+            bias = site.bias if site.collects or self.accounts_for(site) else None  # else it is just part of the output
             yield Part([(site.input, None)], bias, site.output, positive=site.rectified)
 
 
@@ -372,7 +376,7 @@ class GeneralizedGamma(_LinearRule):
         w, b, z = site.weight, self.bias_of(site), site.output
         up, down = favoured(self.gamma, positive), favoured(self.gamma, negative)
         total_up = total_down = None
-        if b is not None or site.bias is None:
+        if b is not None or not site.has_bias:
             total_up, total_down = self.totals(site, w, b, z)
         b_up, b_down = (None, None) if b is None else (up(b), down(b))
         if site.rectified:  # no relevance where the output was not positive
@@ -429,7 +433,7 @@ class AlphaBeta(_LinearRule):
         up.total = contributions(site, up)
         down = negative_part(site, w, b)
         down.share = -self.beta
-        if b is not None or site.bias is None:
+        if b is not None or not site.has_bias:
             down.total = remainder(site.output, up.total)
         yield up
         yield down

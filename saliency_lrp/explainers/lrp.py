@@ -76,10 +76,6 @@ class LrpExplainer:
         """
         if not isinstance(inp, Tensor):
             raise InputError(f"inp must be a torch tensor, got {type(inp).__name__}")
-        if (inp.is_floating_point() or inp.is_complex()) and not bool(torch.isfinite(inp).all()):
-            raise InputError(
-                f"the input has {int((~torch.isfinite(inp)).sum())} values that are NaN or infinite"
-            )
         if inp.dim() > 0 and inp.shape[0] == 0:
             return torch.zeros_like(inp)
         trace: Trace = self.propagator.trace(inp)

@@ -31,7 +31,8 @@ class ActivationSite(Site):
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
-        self.from_output = self.op in FROM_OUTPUT and not self.binding.composite.needs_preactivation
+        self.from_output = self.op in FROM_OUTPUT and not self.binding.needs_preactivation
+        self.reruns = not self.from_output
         self.keeps_zero = self.op in KEEPS_ZERO
 
     @property
@@ -90,9 +91,7 @@ def behind_relu(call: Call, tag: Any) -> Site | None:
     if call.name != "relu" or tag is None or tag.readers != 1 or tag.site is None:
         return None
     site = tag.site
-    if not site.rectifiable or site.superseded or site.binding.composite.needs_preactivation:
-        return None
-    return site
+    return site if site.rectifiable and not site.superseded and not call.binding.needs_preactivation else None
 
 
 #: Activations that map 0 to 0.

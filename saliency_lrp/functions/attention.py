@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rules import Rule, divide, working
+from ..rules import Rule, divide, unmasked, working
 from .call import Call
 from .registry import handles
 from .site import Site
@@ -59,16 +59,17 @@ class AttentionSite(Site):
             k, v = k.repeat_interleave(groups, -3), v.repeat_interleave(groups, -3)
         x = self.logits(q, k)
         A = torch.softmax(x, -1)
-        A = torch.nan_to_num(A)  # rows that are masked altogether
-        inner = _Product(self, (A, v), lambda a, b: a @ b, self.output, gates=frozenset({0}))
+        if self.causal or self.mask is not None:
+            A = torch.nan_to_num(A)  # rows that are masked altogether
+        inner = _Product(self, (A, v), self.output, gates=frozenset({0}))
         R_A, R_v = product.relevance(inner, R)
         R_q = R_k = None
         if R_A is not None:
             (R_x,) = softmax.relevance(_Softmax(self, x, A), R_A)
             if R_x is not None:
-                finite = torch.where(torch.isinf(x), torch.ones_like(x), x)
-                scores = _Product(self, (q, k), lambda a, b: a @ b.mT * self.scale, finite, gates=frozenset())
+                scores = _Product(self, (q, k.mT), unmasked(x, fill=1.0), gates=frozenset(), scale=self.scale)
                 R_q, R_k = product.relevance(scores, R_x)
+                R_k = None if R_k is None else R_k.mT
         if groups > 1:
             R_k, R_v = (r if r is None else _sum_groups(r, groups) for r in (R_k, R_v))
         return tuple(r for r, c in zip((R_q, R_k, R_v), self.constant_operands, strict=True) if c is None)
@@ -91,32 +92,33 @@ class _Inner:
 
 
 class _Product(_Inner):
-    """A matrix product of two activations."""
+    """``a @ b · scale`` of two activations."""
 
     kind = "matmul"
     arity = 2
 
     def __init__(
-        self, outer: Site, factors: tuple[Tensor, Tensor], run: Any, output: Tensor, gates: Any
+        self, outer: Site, factors: tuple[Tensor, Tensor], output: Tensor, gates: frozenset[int], scale: float = 1.0
     ) -> None:
         super().__init__(outer)
         self.inputs = factors
-        self.run = run
         self.output = output
         self.gates = gates
+        self.scale = scale
 
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
-        c = divide(R, self.output, epsilon)
-        with torch.enable_grad():
-            leaves = [
-                t.detach().requires_grad_(share != 0) for t, share in zip(self.inputs, shares, strict=True)
-            ]
-            out = self.run(*leaves)
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        grads = iter(torch.autograd.grad(out, wanted, c))
-        return tuple(
-            a * next(grads) * share if share else None for a, share in zip(self.inputs, shares, strict=True)
-        )
+        return matrix_shares(*self.inputs, divide(R, self.output, epsilon), [s * self.scale for s in shares])
+
+
+def matrix_shares(a: Tensor, b: Tensor, c: Tensor, shares: list[float]) -> tuple[Tensor | None, Tensor | None]:
+    """``share · a · (c bᵀ)`` and ``share · b · (aᵀ c)``: what ``c`` = R / (a @ b) gives the factors of a product.
+
+    Batch axes that a factor was broadcast along are summed; None where the share is 0.
+    """
+    left, right = shares
+    R_a = (torch.matmul(c, b.mT) * left).sum_to_size(a.shape).mul_(a) if left else None
+    R_b = (torch.matmul(a.mT, c) * right).sum_to_size(b.shape).mul_(b) if right else None
+    return R_a, R_b
 
 
 class _Softmax(_Inner):

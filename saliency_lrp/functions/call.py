@@ -198,7 +198,7 @@ class Call:
         site.arity = len(tensors)
         tags = [tag_of(t) for t in tensors]
         site.parents = tuple(t.site.index if t is not None and t.site is not None else None for t in tags)
-        if not site.args and not site.kwargs:
+        if site.reruns and not site.args and not site.kwargs:
             site.args = tuple(stored(v, tensors) for v in self.args)
             site.kwargs = {k: stored(v, tensors) for k, v in self.kwargs.items()}
         if site.keeps_inputs:

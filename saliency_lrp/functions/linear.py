@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ class LinearSite(Site):
     """
 
     kind = "linear"
+    reruns = False
     rectifiable = True
     #: whether a batch norm can be folded into the weight
     foldable = True
@@ -62,6 +64,11 @@ class LinearSite(Site):
         """The bias, one per channel, with a following batch norm folded in; None where there is none."""
         b = None if self.own_bias is None else working(self.own_bias)
         return b if self.batch_norm is None else self.batch_norm.merged_bias(b)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is a bias, of its own or by a folded batch norm."""
+        return self.own_bias is not None or self.batch_norm is not None
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         """L(a, w), without bias."""
@@ -108,6 +115,7 @@ class LinearSite(Site):
     def collect_parameters(self, part: Part, c: Tensor) -> None:
         """Note the share of every weight in the messages, and what the bias absorbed, of one part of a rule."""
         for a, w in part.terms:
+            w = self.weight if w is None else w
             with torch.enable_grad():
                 leaf = w.detach().requires_grad_(True)
                 z = self.forward(self.ones_like_input().expand_as(self.input) if a is None else a, leaf)
@@ -121,7 +129,7 @@ class LinearSite(Site):
     def batch_norm_constants(self) -> tuple[Tensor, Tensor]:
         """Mean and shift of the batch norm, shaped like the output."""
         assert self.batch_norm is not None
-        return self.as_output(self.batch_norm.mean), self.as_output(self.batch_norm.shift)
+        return self.as_output(working(self.batch_norm.mean)), self.as_output(self.batch_norm.shift)
 
     def batch_norm_input(self) -> Tensor:
         """What the batch norm read: the output of the linear layer alone."""
@@ -147,18 +155,26 @@ class Affine:
     """A batch norm in eval mode: ``y = scale · (x − mean) + shift``, one value per channel."""
 
     def __init__(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
-        self.mean = working(mean.detach())
-        gain = torch.rsqrt(working(var.detach()) + eps)
-        self.scale = gain if weight is None else gain * working(weight.detach())
-        self.shift = torch.zeros_like(self.mean) if bias is None else working(bias.detach())
+        self.mean, self.var, self.eps = mean.detach(), var.detach(), eps
+        self.weight = None if weight is None else weight.detach()
+        self.own_bias = None if bias is None else bias.detach()
+
+    @functools.cached_property
+    def scale(self) -> Tensor:
+        gain = torch.rsqrt(working(self.var) + self.eps)
+        return gain if self.weight is None else gain.mul_(working(self.weight))
+
+    @functools.cached_property
+    def shift(self) -> Tensor:
+        return torch.zeros_like(working(self.mean)) if self.own_bias is None else working(self.own_bias)
 
     def merged_bias(self, b: Tensor | None) -> Tensor:
         """Bias of a linear layer with bias ``b`` followed by this batch norm."""
-        return ((0 if b is None else b) - self.mean) * self.scale + self.shift
+        return ((0 if b is None else b) - working(self.mean)) * self.scale + self.shift
 
     def apply(self, z: Tensor, axis: int) -> Tensor:
         """The batch norm itself."""
-        return along(self.scale, axis) * (z - along(self.mean, axis)) + along(self.shift, axis)
+        return along(self.scale, axis) * (z - along(working(self.mean), axis)) + along(self.shift, axis)
 
 
 def along(b: Tensor, axis: int) -> Tensor:
@@ -560,7 +576,6 @@ def folded(before: LinearSite, affine: Affine) -> LinearSite:
     site.__dict__.update(before.__dict__)
     site.superseded = False  # where another batch norm was folded into it before
     site.batch_norm = affine
-    site.func, site.args, site.kwargs = before.func, before.args, before.kwargs
     site.saved, site.result = [], None
     before.result = None  # computed again in the unlikely case that somebody else reads it
     return site

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..rules import divide, working
+from .attention import matrix_shares
 from .call import GATE, PLAIN, Call, stored, tag_of
 from .linear import Dense, GenericLinear, linear_node
 from .registry import handles, kind
@@ -69,6 +70,8 @@ class MatmulSite(Site):
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         """Each factor's share, divided among the summands of each output in proportion."""
         c = divide(R, self.output, epsilon)
+        if self.op in ("matmul", "bmm", "mm") and all(a.dim() > 1 for a in self.inputs):
+            return matrix_shares(*map(working, self.inputs), c, shares)
         return tuple(
             working(a) * g * share if share and g is not None else None
             for a, g, share in zip(self.inputs, self.gradient(c), shares, strict=True)

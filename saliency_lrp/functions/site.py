@@ -66,6 +66,8 @@ class Site:
     #: Whether rules may ask for inputs / output; a site that never needs one does not keep its memory alive.
     keeps_inputs: ClassVar[bool] = True
     keeps_output: ClassVar[bool] = True
+    #: Whether the call may have to run again in a backward pass, so that its arguments are kept.
+    reruns: bool = True
     #: Whether what a ReLU makes of the output may be kept in its place, and whether it is.
     rectifiable: ClassVar[bool] = False
     cut: bool = False
