@@ -55,7 +55,7 @@ def inplace_position(func: Callable[..., Any]) -> int | None:
 class Entry:
     """What the interceptor knows of a function: looked up once."""
 
-    __slots__ = ("handler", "name", "always_inplace", "inplace_position")
+    __slots__ = ("handler", "name", "always_inplace", "inplace_position", "asks_only")
 
     def __init__(self, func: Callable[..., Any]) -> None:
         name = canonical_name(func)
@@ -69,6 +69,8 @@ class Entry:
         if handler is None and opened(func) is not None:
             handler = open_up
         self.handler = handler or unknown
+        #: whether relevance ends here and nothing is written: sizes, comparisons, ...
+        self.asks_only = self.handler is constant and not self.always_inplace
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call writes into its first argument."""
@@ -202,7 +204,10 @@ class Interceptor(TorchFunctionMode):
             entry = LOOKED_UP[func] = Entry(func)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)  # inside somebody's autograd.Function
-        activations, parameters = self.activations(args, kwargs, reads=entry.handler is not constant)
+        if entry.asks_only:
+            with torch.no_grad():
+                return func(*args, **kwargs)
+        activations, parameters = self.activations(args, kwargs)
         if not activations:
             if args and isinstance(args[0], Tensor) and entry.writes(args, kwargs):
                 self.before_write(args[0])
@@ -217,13 +222,8 @@ class Interceptor(TorchFunctionMode):
             return self.unknown_natively(call)
         return entry.handler(call)
 
-    def activations(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], reads: bool = True
-    ) -> tuple[list[Tensor], bool]:
-        """Arguments that depend on the model's input, each once; and whether others require grad.
-
-        ``reads``: whether relevance may come back to them from this call.
-        """
+    def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
+        """Arguments that depend on the model's input, each once; and whether others require grad."""
         found: list[Tensor] = []
         parameters = False
         for t in iter_tensors(args, kwargs):
@@ -236,10 +236,9 @@ class Interceptor(TorchFunctionMode):
             elif not self.adopt(t):
                 parameters = True
                 continue
-            if not any(t is a for a in found):
+            if not found or not any(t is a for a in found):
                 found.append(t)
-                if reads:
-                    self.read(getattr(t, TAG))
+                self.read(getattr(t, TAG))
         return found, parameters
 
     @staticmethod
@@ -292,19 +291,16 @@ class Interceptor(TorchFunctionMode):
     def tag_routed(self, call: Call, out: Any) -> Any:
         """Tag the results of a routing call with what all of its inputs have in common."""
         tags = [getattr(a, TAG) for a in call.activations]
-        constants = any(
-            t.is_floating_point() and not call.is_activation(t) for t in iter_tensors(call.args, call.kwargs)
-        )
         gate = min((t.gate for t in tags), default=PLAIN)
         nonnegative = (
-            not constants
+            all(t.nonnegative for t in tags)
             and call.name not in WRITES_CONSTANTS
-            and all(t.nonnegative for t in tags)
             and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0)
+            and all(call.is_activation(t) for t in iter_tensors(call.args, call.kwargs) if t.is_floating_point())
         )
         written = (call.args[0],) if call.inplace else ()
-        for t in (*written, *(out if isinstance(out, tuple | list) else (out,))):
-            if isinstance(t, Tensor) and t.requires_grad and not any(t is a for a in call.activations if not written):
+        for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # noqa: UP038  # a union is slower
+            if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
                 self.tag(t, Tag(self.token, None, gate, nonnegative))
         return out
 

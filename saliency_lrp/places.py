@@ -90,10 +90,15 @@ class Watch:
         """Where the relevance of these activations can be read."""
         token = self.interceptor.token
         found = []
-        flat = isinstance(values, tuple | list) and all(isinstance(v, Tensor) for v in values)
-        for t in values if flat else tree_leaves(values):
+        if isinstance(values, Tensor):
+            values = (values,)
+        elif not isinstance(values, tuple) or not all(isinstance(v, Tensor) for v in values):
+            values = tree_leaves(values)
+        for t in values:
             if isinstance(t, Tensor) and t.requires_grad:
                 tag = getattr(t, TAG, None)
+                if tag is None and self.interceptor.adopt(t):  # made by a custom function: a backward hook's, say
+                    tag = getattr(t, TAG)
                 if tag is not None and tag.trace is token:
                     found.append(Place(t, tag.site if tag.version == t._version else None))
         return found

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .call import BOUNDED, GATE, OUTPUT, PLAIN, Call, tag_of
 from .registry import handles, kind
-from .site import Site, fill
+from .site import Site, fill, iter_tensors
 
 #: Activations whose output is never negative.
 NONNEGATIVE = frozenset(
@@ -33,11 +33,21 @@ class ActivationSite(Site):
         super().__init__(call)
         self.from_output = self.op in FROM_OUTPUT and not self.binding.needs_preactivation
         self.reruns = not self.from_output
+        # operands other than the activation might be written into before it is computed again
+        self.cheap = self.reruns and sum(1 for _ in iter_tensors(call.args, call.kwargs)) == 1
         self.keeps_zero = self.op in KEEPS_ZERO
+        self.inplace = call.inplace
 
     @property
     def keeps_inputs(self) -> bool:  # type: ignore[override]
         return not self.from_output
+
+    @property
+    def keeps_output(self) -> bool:  # type: ignore[override]
+        return not self.cheap
+
+    def computed_output(self) -> Tensor:
+        return self.call([self.input.clone() if self.inplace else self.input])
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -148,7 +148,8 @@ class Call:
 
     def is_activation(self, value: Any) -> bool:
         """Whether a value depends on the model's input."""
-        return any(value is a for a in self.activations)
+        activations = self.activations
+        return value is activations[0] or (len(activations) > 1 and any(value is a for a in activations))
 
     def first_result(self) -> Call:
         """The same call of a function that returns only the first of its results."""
@@ -201,7 +202,7 @@ class Call:
         if site.reruns and not site.args and not site.kwargs:
             site.args = tuple(stored(v, tensors) for v in self.args)
             site.kwargs = {k: stored(v, tensors) for k, v in self.kwargs.items()}
-        if site.keeps_inputs:
+        if site.keeps_inputs and not site.finds_input(tags):
             site.saved = [t.detach() for t in tensors]
             for k, t in enumerate(site.saved):
                 tracer.remember(t, site, k)

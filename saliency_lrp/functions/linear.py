@@ -37,13 +37,21 @@ class LinearSite(Site):
         self.own_weight = weight.detach()
         self.own_bias = None if bias is None else bias.detach()
         self.batch_norm: Affine | None = None
-        self.has_own_input = True
+        #: an activation or normalisation that computes the input again, where that is not kept
+        self.maker: Site | None = None
 
     # ------------------------------------------------------------------ what rules see
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
+        if self.maker is not None:
+            return (working(self.maker.output),)
         return tuple(working(t) for t in self.saved if t is not None)
+
+    def finds_input(self, tags: list[Any]) -> bool:
+        made = tags[0].site if tags[0] is not None else None
+        self.maker = made if made is not None and made.cheap and made.parent is self.parent else None
+        return self.maker is not None
 
     @property
     def output(self) -> Tensor:
@@ -400,7 +408,7 @@ class Diagonal(LinearSite):
         alone = object.__new__(cls)
         alone.__dict__.update(site.__dict__)
         alone.own, alone.own_weight, alone.own_bias = affine, affine.scale, affine.merged_bias(None)
-        alone.saved, alone.result = [site.batch_norm_input()], site.output
+        alone.saved, alone.maker, alone.result = [site.batch_norm_input()], None, site.output
         alone.nonnegative = alone.cut = False
         return alone
 

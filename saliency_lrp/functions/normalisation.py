@@ -28,6 +28,8 @@ class NormalisationSite(Site):
     """
 
     kind = "normalisation"
+    keeps_output = False
+    cheap = True
 
     def __init__(
         self,

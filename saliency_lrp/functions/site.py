@@ -71,6 +71,8 @@ class Site:
     #: Whether what a ReLU makes of the output may be kept in its place, and whether it is.
     rectifiable: ClassVar[bool] = False
     cut: bool = False
+    #: Whether the output costs less to compute again than to keep for the layer that reads it.
+    cheap: bool = False
     #: Whether the function maps 0 to 0.
     keeps_zero: bool = False
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
@@ -137,6 +139,10 @@ class Site:
         if self.binding.account is not None:
             self.binding.account.absorb(self, amounts)
 
+    def finds_input(self, tags: list[Any]) -> bool:
+        """Whether the input, whose tag is given, need not be kept because its maker can compute it again."""
+        return False
+
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         """Transposed Jacobian of the call, with statistics constant, applied to ``c``."""
         return self.gradient(c)
@@ -188,6 +194,8 @@ class Site:
 
     def forget(self) -> None:
         """Let go of the activations on the way of the last backward pass, as autograd does of its own."""
+        if self.cheap:
+            self.result = None
         if not self.binding.retain and self.parent is None:
             self.saved, self.result = [], None
 
@@ -201,10 +209,10 @@ class Site:
 
 def iter_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """Tensors among the arguments, one level into lists and tuples."""
-    for value in (*args, *kwargs.values()):
+    for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, tuple | list):
+        elif isinstance(value, (tuple, list)):  # noqa: UP038  # a union is slower, and this is asked of every call
             for v in value:
                 if isinstance(v, Tensor):
                     yield v
