@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,12 +15,27 @@ from torch.utils._pytree import tree_map_only
 from .errors import InputError
 from .interception import TAG
 
+
+def named_modules(model: nn.Module) -> dict[nn.Module, str]:
+    """Every module and its dotted path, as ``model.named_modules()`` has them, which takes several times as long."""
+    found: dict[nn.Module, str] = {}
+    pending: list[tuple[str, nn.Module | None]] = [("", model)]
+    while pending:
+        path, module = pending.pop()
+        if module is None or module in found:
+            continue
+        found[module] = path
+        prefix = f"{path}." if path else ""
+        pending.extend((prefix + name, child) for name, child in reversed(module._modules.items()))
+    return found
+
+
 _flags_lock = threading.Lock()
 _flags: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
     """Eval mode for a while, every module's own flag restored; nests, also across threads.
 
     The flags are set one by one: a model's own ``train()`` may do more than that.
@@ -28,7 +43,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with _flags_lock:
         count, flags = _flags.get(model, (0, []))
         if count == 0:
-            flags = [(m, m.training) for m in model.modules()]
+            flags = [(m, m.training) for m in modules]
             for m, flag in flags:
                 if flag:
                     m.training = False
@@ -47,19 +62,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 _flags[model] = (count - 1, flags)
 
 
-def forget_graphs(model: nn.Module) -> None:
+def forget_graphs(modules: Iterable[nn.Module]) -> None:
     """Take the graph off activations that the model keeps (states, caches, buffers), where it would live on."""
 
     def plain(t: Tensor) -> Tensor:
         return t.detach() if hasattr(t, TAG) else t
 
-    for module in model.modules():
+    for module in modules:
         for buffer in module._buffers.values():
             if buffer is not None and buffer.grad_fn is not None and not buffer._is_view():
                 buffer.detach_()
-        for name in vars(module).keys() - MODULE_TABLES:  # few are left of the attributes of every module
-            if holds_activations(vars(module)[name]):
-                vars(module)[name] = tree_map_only(Tensor, plain, vars(module)[name])
+        for name in vars(module).keys() - MODULE_TABLES:
+            value = vars(module)[name]
+            if type(value) not in PLAIN and holds_activations(value):
+                vars(module)[name] = tree_map_only(Tensor, plain, value)
 
 
 def holds_activations(value: Any) -> bool:
@@ -72,6 +88,9 @@ def holds_activations(value: Any) -> bool:
         return False
     return any(holds_activations(v) for v in value)
 
+
+#: Types of most attributes, in which no tensor can be.
+PLAIN = frozenset({bool, int, float, str, type(None)})
 
 #: What every module has.
 MODULE_TABLES = frozenset(vars(nn.Module()))

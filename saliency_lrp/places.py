@@ -100,7 +100,10 @@ class Watch:
                 if tag is None and self.interceptor.adopt(t):  # made by a custom function: a backward hook's, say
                     tag = getattr(t, TAG)
                 if tag is not None and tag.trace is token:
-                    found.append(Place(t, tag.site if tag.version == t._version else None))
+                    place = tag.place if tag.version == t._version else None
+                    if place is None:  # most tensors leave one module to enter others
+                        place = tag.place = Place(t, tag.site if tag.version == t._version else None)
+                    found.append(place)
         return found
 
     def remove(self) -> None:

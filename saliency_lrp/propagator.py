@@ -26,7 +26,7 @@ from .errors import InputError, ModelCallError, unknown_name
 from .functions.call import Tag
 from .functions.site import Site
 from .interception import TAG, Binding, Interceptor
-from .model_state import evaluating, forget_graphs, unwrapped
+from .model_state import evaluating, forget_graphs, named_modules, unwrapped
 from .places import ModuleCall, Place, Watch, only
 from .report import Account, Report, total
 from .rules import Rule
@@ -117,7 +117,8 @@ class Trace:
         self.composite = composite
         self._model = model
         self._collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        names = {id(m): name for name, m in model.named_modules()}
+        self._modules = named_modules(model)
+        names = {id(m): name for m, name in self._modules.items()}
         self.binding = Binding(composite, unknown, names)
         self.sites: list[Site] = []
         self.calls: dict[str, list[ModuleCall]] = {}
@@ -132,6 +133,7 @@ class Trace:
                 raise
             # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
             self._forward(model, args, kwargs, single_views=True)
+        del self._modules
         self._finish()
 
     # ------------------------------------------------------------------ recording
@@ -148,8 +150,8 @@ class Trace:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(evaluating(model))
-            stack.callback(forget_graphs, model)
+            stack.enter_context(evaluating(model, self._modules))
+            stack.callback(forget_graphs, self._modules)
             # without these, autograd refuses models that write into what a max pooling, say, has read
             stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
             watch = Watch(self._interceptor, self.calls)

@@ -20,7 +20,7 @@ OUTPUT = -1
 class Tag:
     """What the interceptor knows of an activation; rides on the tensor itself."""
 
-    __slots__ = ("trace", "site", "gate", "nonnegative", "version", "readers", "source", "source_version")
+    __slots__ = ("trace", "site", "gate", "nonnegative", "version", "readers", "place", "source", "source_version")
 
     def __init__(
         self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False
@@ -33,6 +33,8 @@ class Tag:
         self.version = -1
         #: how many calls have read its values
         self.readers = 0
+        #: where relevance of the tensor can be read, once somebody has asked
+        self.place: Any = None
         #: the activation a linear site read, and its version then: lets a batch norm fold into that site
         self.source: Tensor | None = None
         self.source_version = -1
@@ -45,6 +47,11 @@ def tag_of(tensor: Tensor) -> Tag | None:
 
 class _Node(torch.autograd.Function):
     """The autograd node of a site: forward is the original call, backward hands relevance on."""
+
+    @classmethod
+    def make(cls, *args: Any) -> Any:
+        """``apply`` without what it does for ``torch.func``, whose transforms never see a trace."""
+        return super(torch.autograd.Function, cls).apply(*args)
 
     @staticmethod
     def forward(ctx: Any, site: Site, run: Callable[[], Any], written: int | None, *activations: Tensor) -> Any:
@@ -227,7 +234,7 @@ class Call:
                 tracer.remember(site.result, site, OUTPUT)
             return out
 
-        out = _Node.apply(site, run, written, *tensors)
+        out = _Node.make(site, run, written, *tensors)
         for t in out if isinstance(out, tuple) else (out,):
             if isinstance(t, Tensor) and t.requires_grad:
                 tracer.tag(t, Tag(tracer.token, site, gate, nonnegative))
