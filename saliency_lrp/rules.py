@@ -84,7 +84,9 @@ def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
     return torch.copysign(torch.as_tensor(width, dtype=z.dtype, device=z.device), z).add_(z)
 
 
-def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False, positive: bool = False) -> Tensor:
+def divide(
+    R: Tensor, z: Tensor, epsilon: float, relative: bool = False, positive: bool = False, spent: bool = False
+) -> Tensor:
     """R / s(z); where s(z) is exactly 0 (only without stabiliser) the relevance is dropped.
 
     Half-precision operands are divided in float32: 1e-6 is subnormal there and R / 1e-6 overflows.
@@ -95,12 +97,17 @@ def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False, positiv
         As in :func:`stabilize`; R may have an axis of several maps before those of z.
     positive : bool
         Whether z is known to be non-negative, which saves a pass over its signs.
+    spent : bool
+        Whether z is of no use afterwards, so that it may be written over.
     """
     R, z = working(R), working(z)
     if epsilon == 0:
         some = torch.sgn(z).abs()  # 1, and 0 where z is 0
         return torch.div(R, 1 - some + z).mul_(some)
-    s = z + stabilizer_width(z, epsilon, relative) if positive else stabilize(z, epsilon, relative)
+    if positive:
+        s = torch.add(z, stabilizer_width(z, epsilon, relative), out=z if spent else None)
+    else:
+        s = stabilize(z, epsilon, relative)
     if R.dtype == s.dtype and R.shape == s.shape:
         return torch.div(R, s, out=s)  # s is ours: one pass over fresh memory less
     return R / s
@@ -163,16 +170,19 @@ def constructor_parameters(cls: type) -> tuple[str, ...]:
 class Part:
     """One share of a linear rule: contributions Σ a·w over ``terms`` that divide ``share``·R among them.
 
-    ``terms`` are (input, weight) pairs; input ``None`` stands for ones, weight ``None`` for the site's own one.
+    ``terms`` are (input, weight) pairs; input ``None`` stands for ones. ``scale`` multiplies the outputs of them all.
     ``total`` is the denominator where it is already known; otherwise it is the sum of the contributions and the bias.
-    ``positive`` says that it is never negative. ``only``: outputs where this is not positive take no part.
+    ``positive`` says that it is never negative, ``spent`` that it is a tensor of the part's own. ``only``: outputs
+    where this is not positive take no part.
     """
 
-    terms: list[tuple[Tensor | None, Tensor | None]]
+    terms: list[tuple[Tensor | None, Tensor]]
     bias: Tensor | None = None
+    scale: Tensor | None = None
     total: Tensor | None = None
     share: float | Tensor = 1.0
     positive: bool = False
+    spent: bool = False
     only: Tensor | None = None
 
 
@@ -199,18 +209,21 @@ class _LinearRule(Rule):
         total: Tensor | None = None
         for part in self.parts(site):
             share = R if part.only is None else where_positive(R, part.only)
+            noted = self.accounts_for(site)
+            spent = (part.spent or part.total is None) and not noted
             denominator = contributions(site, part) if part.total is None else part.total
-            c = divide(share, denominator, self.epsilon, self.relative, part.positive)
+            c = divide(share, denominator, self.epsilon, self.relative, part.positive, spent)
             if isinstance(part.share, Tensor) or part.share != 1.0:
                 c = c.mul_(part.share)
             if site.collects:
                 site.collect_parameters(part, c)
+            scaled = c if part.scale is None else c * part.scale
             for a, w in part.terms:
-                message = site.vjp(c)[0] if w is None else site.transpose(c, w)
+                message = site.transpose(scaled, w)
                 if a is not None:
                     message = message.mul_(a)
                 total = message if total is None else total.add_(message)
-            if self.accounts_for(site):
+            if noted:
                 absorbed = self.absorbed(site, part, denominator, c)
                 if self.bias == "distribute":
                     total = total + site.spread(absorbed)
@@ -256,9 +269,11 @@ def contributions(site: Any, part: Part) -> Tensor:
     """Σ a·w over the terms of ``part``, plus its bias: a fresh tensor."""
     total: Tensor | None = None
     for a, w in part.terms:
-        z = site.forward(site.ones_like_input() if a is None else a, site.weight if w is None else w)
+        z = site.forward(site.ones_like_input() if a is None else a, w)
         total = z if total is None else total.add_(z)
     assert total is not None
+    if part.scale is not None:
+        total = total.mul_(part.scale)
     return total if part.bias is None else total.add_(site.as_output(part.bias))
 
 
@@ -279,7 +294,7 @@ def where_positive(R: Tensor, z: Tensor) -> Tensor:
 
 def split_terms(
     site: Any, w: Tensor, same: Callable[[Tensor], Tensor], opposite: Callable[[Tensor], Tensor]
-) -> list[tuple[Tensor | None, Tensor | None]]:
+) -> list[tuple[Tensor | None, Tensor]]:
     """The pairs (a⁺, ``same(w)``), (a⁻, ``opposite(w)``); one pair where the input is known to be non-negative."""
     a = site.input
     if site.nonnegative:
@@ -297,14 +312,20 @@ def favoured(gamma: float, sign: Callable[[Tensor], Tensor]) -> Callable[[Tensor
     return favour
 
 
-def positive_part(site: Any, w: Tensor, b: Tensor | None) -> Part:
+#: What ``site.factored()`` gives: a weight, and what its outputs are still to be multiplied by (≥ 0), if anything.
+Factored = tuple[Tensor, Tensor | None]
+
+
+def positive_part(site: Any, weight: Factored, b: Tensor | None) -> Part:
     """The share of z⁺: all contributions that are not negative, ``a⁺w⁺ + a⁻w⁻ + b⁺``."""
-    return Part(split_terms(site, w, positive, negative), None if b is None else positive(b), positive=True)
+    w, scale = weight
+    return Part(split_terms(site, w, positive, negative), None if b is None else positive(b), scale, positive=True)
 
 
-def negative_part(site: Any, w: Tensor, b: Tensor | None) -> Part:
+def negative_part(site: Any, weight: Factored, b: Tensor | None) -> Part:
     """The share of all contributions that are not positive, ``a⁺w⁻ + a⁻w⁺ + b⁻``."""
-    return Part(split_terms(site, w, negative, positive), None if b is None else negative(b))
+    w, scale = weight
+    return Part(split_terms(site, w, negative, positive), None if b is None else negative(b), scale)
 
 
 # --------------------------------------------------------------------------------------------- linear rules
@@ -330,11 +351,12 @@ class Epsilon(_LinearRule):
         self.relative = relative
 
     def parts(self, site: Any) -> Iterator[Part]:
+        w, scale = site.factored(of_any_sign=True)
         if self.bias == "zero" and site.has_bias:
-            yield Part([(site.input, None)])
+            yield Part([(site.input, w)], None, scale)
         else:
             bias = site.bias if site.collects or self.accounts_for(site) else None  # else it is just part of the output
-            yield Part([(site.input, None)], bias, site.output, positive=site.rectified)
+            yield Part([(site.input, w)], bias, scale, site.output, positive=site.rectified)
 
 
 class ZeroRule(Epsilon):
@@ -356,7 +378,8 @@ class Gamma(_LinearRule):
         self.gamma = gamma
 
     def parts(self, site: Any) -> Iterator[Part]:
-        yield Part([(site.input, favoured(self.gamma, positive)(site.weight))], self.bias_of(site))
+        w, scale = site.factored()
+        yield Part([(site.input, favoured(self.gamma, positive)(w))], self.bias_of(site), scale)
 
 
 class GeneralizedGamma(_LinearRule):
@@ -373,24 +396,25 @@ class GeneralizedGamma(_LinearRule):
         self.gamma = gamma
 
     def parts(self, site: Any) -> Iterator[Part]:
-        w, b, z = site.weight, self.bias_of(site), site.output
+        (w, scale), b, z = site.factored(), self.bias_of(site), site.output
         up, down = favoured(self.gamma, positive), favoured(self.gamma, negative)
-        total_up = total_down = None
+        total_up = total_down = None  # then the sum of the contributions
         if b is not None or not site.has_bias:
-            total_up, total_down = self.totals(site, w, b, z)
+            total_up, total_down = self.totals(site, (w, scale), b, z)
         b_up, b_down = (None, None) if b is None else (up(b), down(b))
         if site.rectified:  # no relevance where the output was not positive
-            yield Part(split_terms(site, w, up, down), b_up, total_up, positive=total_up is not None)
+            known = total_up is not None
+            yield Part(split_terms(site, w, up, down), b_up, scale, total_up, positive=known, spent=True)
         else:
-            yield Part(split_terms(site, w, up, down), b_up, total_up, only=z)
-            yield Part(split_terms(site, w, down, up), b_down, total_down, only=-z)
+            yield Part(split_terms(site, w, up, down), b_up, scale, total_up, only=z)
+            yield Part(split_terms(site, w, down, up), b_down, scale, total_down, only=-z)
 
-    def totals(self, site: Any, w: Tensor, b: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    def totals(self, site: Any, weight: Factored, b: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Both denominators by the convolutions of z⁺ alone: ``z + γ z⁺`` and ``z + γ z⁻``, where z⁻ = z − z⁺.
 
         Where they serve (outputs of their sign) the terms of each have one sign, so that nothing cancels.
         """
-        z_pos = contributions(site, positive_part(site, w, b))
+        z_pos = contributions(site, positive_part(site, weight, b))
         down = None if site.rectified else torch.sub((1 + self.gamma) * z, z_pos, alpha=self.gamma)
         return torch.add(z, z_pos, alpha=self.gamma, out=z_pos), down
 
@@ -402,7 +426,7 @@ class ZPlus(_LinearRule):
     """
 
     def parts(self, site: Any) -> Iterator[Part]:
-        yield positive_part(site, site.weight, self.bias_of(site))
+        yield positive_part(site, site.factored(), self.bias_of(site))
 
 
 class AlphaBeta(_LinearRule):
@@ -424,14 +448,14 @@ class AlphaBeta(_LinearRule):
         self.beta = float(beta)
 
     def parts(self, site: Any) -> Iterator[Part]:
-        w, b = site.weight, self.bias_of(site)
-        up = positive_part(site, w, b)
+        weight, b = site.factored(), self.bias_of(site)
+        up = positive_part(site, weight, b)
         up.share = self.alpha
         if not self.beta:
             yield up
             return
-        up.total = contributions(site, up)
-        down = negative_part(site, w, b)
+        up.total, up.spent = contributions(site, up), True
+        down = negative_part(site, weight, b)
         down.share = -self.beta
         if b is not None or not site.has_bias:
             down.total = remainder(site.output, up.total)
@@ -520,9 +544,9 @@ class ZBox(_LinearRule):
         self.high = high
 
     def parts(self, site: Any) -> Iterator[Part]:
-        a, w = site.input, site.weight
+        a, (w, scale) = site.input, site.factored()
         low, high = (self.bound(v, a) for v in (self.low, self.high))
-        yield Part([(a, None), (low, -positive(w)), (high, -negative(w))])
+        yield Part([(a, w), (low, -positive(w)), (high, -negative(w))], None, scale)
 
     @staticmethod
     def bound(value: float | Tensor, a: Tensor) -> Tensor:
@@ -595,8 +619,8 @@ class Beta(_LinearRule):
         self.beta = float(beta)
 
     def parts(self, site: Any) -> Iterator[Part]:
-        w = site.weight
-        up, down = positive_part(site, w, None), negative_part(site, w, None)
+        weight = site.factored()
+        up, down = positive_part(site, weight, None), negative_part(site, weight, None)
         up.total, down.total = contributions(site, up), contributions(site, down)
         up.share = self.rescaled(1.0 + self.beta, up.total, other=down.total)
         down.share = self.rescaled(-self.beta, down.total, other=up.total)
@@ -700,6 +724,13 @@ ANY_KIND = frozenset(
 )
 
 
+def message(a: Tensor, g: Tensor, last: bool = False) -> Tensor:
+    """a · g, in the memory of g where this is the last use of it."""
+    if g.is_complex():
+        return a * g.conj()
+    return g.mul_(a) if last else a * g
+
+
 class Norm(Rule):
     """In proportion to contributions: ``R_i = a_i · [Jᵀ (R / s(z))]_i`` with J the site's linear part.
 
@@ -739,8 +770,8 @@ class Norm(Rule):
         # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
         grads = site.vjp(c.conj() if c.is_complex() else c)
         messages = tuple(
-            None if g is None else working(a) * (g.conj() if g.is_complex() else g)
-            for a, g in zip(site.inputs, grads, strict=True)
+            None if g is None else message(working(a), g, last=g is c and not any(g is h for h in grads[k + 1 :]))
+            for k, (a, g) in enumerate(zip(site.inputs, grads, strict=True))
         )
         if spread is None:
             return messages

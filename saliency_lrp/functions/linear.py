@@ -67,6 +67,17 @@ class LinearSite(Site):
         w = working(self.own_weight)
         return w if self.batch_norm is None else self.scaled(w, self.batch_norm.scale)
 
+    def factored(self, of_any_sign: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The weight, and what its outputs are still to be multiplied by so that a following batch norm is folded in.
+
+        Outputs are multiplied where they are fewer than weights. The factor is not negative, so that a rule may split
+        the weight by sign, unless it takes a factor ``of_any_sign``.
+        """
+        norm, size = self.batch_norm, (self.input if self.result is None else self.result).numel()
+        if norm is None or size >= self.own_weight.numel() or not (of_any_sign or norm.keeps_sign):
+            return self.weight, None
+        return working(self.own_weight), self.as_output(norm.scale)
+
     @property
     def bias(self) -> Tensor | None:
         """The bias, one per channel, with a following batch norm folded in; None where there is none."""
@@ -99,10 +110,8 @@ class LinearSite(Site):
         return torch.ones_like(self.input)
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
-        if self.batch_norm is None or self.own_weight.numel() <= c.numel():
-            return (self.transpose(c, self.weight),)
-        # fewer numbers to multiply than in the weight
-        return (self.transpose(c * self.as_output(self.batch_norm.scale), working(self.own_weight)),)
+        w, scale = self.factored(of_any_sign=True)
+        return (self.transpose(c if scale is None else c * scale, w),)
 
     def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return self.vjp(working(c))
@@ -122,12 +131,12 @@ class LinearSite(Site):
 
     def collect_parameters(self, part: Part, c: Tensor) -> None:
         """Note the share of every weight in the messages, and what the bias absorbed, of one part of a rule."""
+        scaled = c if part.scale is None else c * part.scale
         for a, w in part.terms:
-            w = self.weight if w is None else w
             with torch.enable_grad():
                 leaf = w.detach().requires_grad_(True)
                 z = self.forward(self.ones_like_input().expand_as(self.input) if a is None else a, leaf)
-            self.binding.collect(self.own_weight, w * torch.autograd.grad(z, leaf, c)[0])
+            self.binding.collect(self.own_weight, w * torch.autograd.grad(z, leaf, scaled)[0])
         if part.bias is not None and self.own_bias is not None:
             absorbed = (self.as_output(part.bias) * c).transpose(self.channel_axis, -1)
             self.binding.collect(self.own_bias, absorbed.reshape(-1, self.own_bias.shape[-1]).sum(0))
@@ -171,6 +180,11 @@ class Affine:
     def scale(self) -> Tensor:
         gain = torch.rsqrt(working(self.var) + self.eps)
         return gain if self.weight is None else gain.mul_(working(self.weight))
+
+    @functools.cached_property
+    def keeps_sign(self) -> bool:
+        """Whether no scale is negative; a GPU is not asked, since it would have to be waited for."""
+        return self.scale.device.type == "cpu" and not bool((self.scale < 0).any())
 
     @functools.cached_property
     def shift(self) -> Tensor:
@@ -396,8 +410,8 @@ class Diagonal(LinearSite):
     def bias(self) -> Tensor | None:
         return self.own_bias
 
-    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
-        return (self.transpose(c, self.weight),)
+    def factored(self, of_any_sign: bool = False) -> tuple[Tensor, Tensor | None]:
+        return self.own_weight, None
 
     def computed_output(self) -> Tensor:
         return self.own.apply(self.input, self.channel_axis)
