@@ -101,7 +101,7 @@ def defaults(epsilon: float = 1e-12) -> list[Row]:
     that it only has to guard exact zeros.
     """
     return [
-        (kind("linear"), r.Epsilon(max(epsilon, 1e-9))),
+        (kind("linear"), r.Epsilon(epsilon)),
         (kind("sum", "normalisation"), r.Norm(epsilon)),
         (kind("activation", "scale"), r.Pass()),
         (kind("gate"), r.SignalTakesAll(epsilon)),
@@ -253,20 +253,24 @@ def convolution_and_dense(
 
 
 @_composite("epsilon")
-def epsilon(epsilon: float = 1e-9, bias: BiasMode = "keep") -> Composite:
-    """LRP-ε on every linear site, AttnLRP in attention."""
+def epsilon(epsilon: float = 1e-12, bias: BiasMode = "keep") -> Composite:
+    """LRP-ε on every linear site, AttnLRP in attention.
+
+    The default ε only guards zeros: on ReLU networks the map is then gradient × input (Ancona et al. 2018), to 1e-6 of
+    its largest value. An ε of 1e-9 departs from that by up to 4e-4 where activations are small (``docs/differences.md``).
+    """
     rule = r.Epsilon(epsilon, bias=bias)
     return Composite([(kind("linear"), rule)], defaults_for(rule), "epsilon")
 
 
 @_composite("attnlrp")
-def attnlrp(epsilon: float = 1e-9) -> Composite:
+def attnlrp(epsilon: float = 1e-12) -> Composite:
     """AttnLRP (Achtibat et al. 2024)."""
     return Composite([(kind("linear"), r.Epsilon(epsilon))], name="attnlrp")
 
 
 @_composite("cp_lrp")
-def cp_lrp(epsilon: float = 1e-9) -> Composite:
+def cp_lrp(epsilon: float = 1e-12) -> Composite:
     """CP-LRP (Ali et al. 2022): attention weights are constants."""
     rows = [
         (kind("linear"), r.Epsilon(epsilon)),
@@ -520,7 +524,7 @@ def auto(gamma: float = 1.0, epsilon: float = 0.1) -> Composite:
     rows: list[Row] = [
         ((first(), family("convolution")), r.ZPlus(guard)),
         (family("convolution", "batch_norm"), r.GeneralizedGamma(gamma, guard)),
-        ((family("dense"), at_output()), r.Epsilon(1e-9)),
+        ((family("dense"), at_output()), r.Epsilon(guard)),
         (family("dense"), r.Epsilon(epsilon, relative=True)),
     ]
     return Composite(rows, name="auto")
