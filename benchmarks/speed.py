@@ -1,10 +1,12 @@
 """Time of one relevance map, as a ratio to one plain input gradient of the same model and batch.
 
-Absolute times mean little on a shared machine, so every measurement is a pair: the gradient, then the method, in one
-process; the ratio of a pair counts, and the median over the pairs is reported, for CPU time and for wall time.
+Absolute times mean little on a shared machine, so that methods take turns: a round is one gradient, then one map by
+each method, in one process. The ratio within a round counts; the median over the rounds is reported, for CPU time and
+for wall time.
 
-    python benchmarks/speed.py                         # ours, zennit, captum on three models, batch 1
-    python benchmarks/speed.py --models vgg16 --batch 1 8 --pairs 11 --markdown docs/performance-speed.md
+    python benchmarks/speed.py                         # ours, zennit, captum, LXT on three models, batch 1 and 8
+    python benchmarks/speed.py --models swin_t convnext_tiny --batch 32 --rounds 3 --peers none
+    python benchmarks/speed.py --device cuda --batch 1 64
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests"))
 from torchvision_cpu import import_torchvision  # noqa: E402
 
 OURS = ("epsilon", "epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1", "attnlrp", "auto")
-PEERS = ("zennit epsilon", "zennit epsilon_plus", "zennit epsilon_gamma_box", "zennit epsilon_alpha2_beta1", "captum")
+ZENNIT = ("zennit epsilon", "zennit epsilon_plus", "zennit epsilon_gamma_box", "zennit epsilon_alpha2_beta1")
+PEERS = {"all": (*ZENNIT, "captum", "lxt"), "none": ()}
 
 
 def build(name: str, device: str) -> nn.Module:
@@ -98,72 +101,113 @@ def captum(model: nn.Module, _: str = "") -> Callable[[Tensor], Tensor]:
     return run
 
 
+def lxt(model: nn.Module, _: str = "") -> Callable[[Tensor], Tensor]:
+    """LXT's efficient ViT; it patches torch's classes for the whole process, so here they are swapped for each call."""
+    from torchvision.models import vision_transformer
+    from transformers import pytorch_utils
+
+    if not isinstance(model, vision_transformer.VisionTransformer):
+        raise NotImplementedError("LXT has no patches for it")
+    for name in ("find_pruneable_heads_and_indices", "prune_linear_layer", "apply_chunking_to_forward"):
+        if not hasattr(pytorch_utils, name):
+            setattr(pytorch_utils, name, None)  # LXT's BERT imports what transformers 5 dropped; a ViT needs none of it
+    from lxt.efficient.models.vit_torch import cp_LRP
+
+    originals = {cls: dict(vars(cls)) for cls in cp_LRP}
+    for cls, patch in cp_LRP.items():
+        patch(cls)
+    patched = {cls: {k: v for k, v in vars(cls).items() if originals[cls].get(k) is not v} for cls in cp_LRP}
+
+    def swap(methods: dict[type, dict]) -> None:
+        for cls, changed in patched.items():
+            for name in changed:
+                setattr(cls, name, methods[cls].get(name))
+
+    swap(originals)
+    gradient = plain_gradient(model)
+
+    def run(x: Tensor) -> Tensor:
+        swap(patched)
+        try:
+            return gradient(x) * x
+        finally:
+            swap(originals)
+
+    return run
+
+
 def method(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     """A method by the name of its column."""
     if name.startswith("zennit "):
         return zennit(model, name.removeprefix("zennit "))
-    return captum(model) if name == "captum" else ours(model, name)
+    return {"captum": captum, "lxt": lxt}.get(name, ours)(model, name)
 
 
-def ratio(model: nn.Module, x: Tensor, name: str, pairs: int) -> tuple[float, float] | str:
-    """Median ratio of CPU time and of wall time; or why there is none."""
-    gradient, run = plain_gradient(model), method(model, name)
+def timed(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
+    """CPU time and wall time of one call."""
+    gc.collect()
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    cpu, wall = time.process_time(), time.perf_counter()
+    R = f(x.clone())
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    del R
+    return time.process_time() - cpu, time.perf_counter() - wall
 
-    def timed(f: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        gc.collect()
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        cpu, wall = time.process_time(), time.perf_counter()
-        R = f(x.clone())
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        del R
-        return time.process_time() - cpu, time.perf_counter() - wall
 
-    try:
-        timed(gradient), timed(run)
-    except Exception as error:  # a peer that does not run on this model is a result, too
-        return f"raises {type(error).__name__}"
-    cpu, wall = [], []
-    for _ in range(pairs):
-        base, mine = timed(gradient), timed(run)
-        cpu.append(mine[0] / base[0])
-        wall.append(mine[1] / base[1])
-    return statistics.median(cpu), statistics.median(wall)
+def ratios(model: nn.Module, x: Tensor, names: list[str], rounds: int) -> dict[str, str]:
+    """What to show of each method: medians of both ratios, or why there are none."""
+    gradient, runs, cells = plain_gradient(model), {}, {}
+    for name in names:
+        try:
+            runs[name] = method(model, name)
+            timed(runs[name], x)
+        except Exception as error:  # a peer that does not run on this model is a result, too
+            runs.pop(name, None)
+            cells[name] = f"raises {type(error).__name__}"
+    timed(gradient, x)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    seconds = []
+    for _ in range(rounds):
+        base = timed(gradient, x)
+        seconds.append(base[1])
+        for name, run in runs.items():
+            found[name].append(tuple(mine / its for mine, its in zip(timed(run, x), base, strict=True)))
+    for name, pairs in found.items():
+        cpu, wall = (statistics.median(column) for column in zip(*pairs, strict=True))
+        cells[name] = f"{cpu:.2f} ({wall:.2f})"
+    rate = len(x) / statistics.median(seconds)
+    return {"gradients per second": f"{rate:.3g}", **{name: cells[name] for name in names}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["vgg16", "resnet50", "vit_b_16"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1])
-    parser.add_argument("--methods", nargs="+", default=[*OURS, *PEERS])
-    parser.add_argument("--pairs", type=int, default=11)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--methods", nargs="+", default=list(OURS))
+    parser.add_argument("--peers", choices=list(PEERS), default="all")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--markdown", help="also write the table to this file")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    header = (
-        f"{datetime.date.today()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{args.device}; "
-        f"median of {args.pairs} pairs, CPU time (wall time)"
+    torch.set_num_threads(args.threads)
+    names = [*args.methods, *PEERS[args.peers]]
+    device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.machine()
+    print(
+        f"{datetime.date.today()}, torch {torch.__version__}, {device}, {args.threads} threads; "
+        f"median of {args.rounds} rounds, CPU time (wall time)"
     )
-    print(header)
-    lines = ["| model | batch | " + " | ".join(args.methods) + " |", "|" + "---|" * (len(args.methods) + 2)]
-    print("\n".join(lines), flush=True)
+    print(
+        "| model | batch | gradients per second | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 3) + "|",
+        flush=True,
+    )
     for name in args.models:
         model = build(name, args.device)
         for batch in args.batch:
-            x = torch.randn(batch, 3, 224, 224, device=args.device)
-            cells = []
-            for m in args.methods:
-                r = ratio(model, x, m, args.pairs)
-                cells.append(r if isinstance(r, str) else f"{r[0]:.2f} ({r[1]:.2f})")
-                print(f"    {name} {batch} {m}: {cells[-1]}", file=sys.stderr, flush=True)
-            lines.append(f"| {name} | {batch} | " + " | ".join(cells) + " |")
-            print(lines[-1], flush=True)
-    if args.markdown:
-        with open(args.markdown, "w") as f:
-            f.write(f"{header}\n\n" + "\n".join(lines) + "\n")
+            cells = ratios(model, torch.randn(batch, 3, 224, 224, device=args.device), names, args.rounds)
+            print(f"| {name} | {batch} | " + " | ".join(cells.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":

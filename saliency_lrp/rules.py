@@ -81,7 +81,9 @@ def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
     width = stabilizer_width(z, epsilon, relative)
     if z.is_complex():
         return z + width * torch.where(z == 0, torch.ones_like(z), torch.sgn(z))
-    return torch.copysign(torch.as_tensor(width, dtype=z.dtype, device=z.device), z).add_(z)
+    if not isinstance(width, Tensor):
+        width = torch.full((), width, dtype=z.dtype, device=z.device)
+    return torch.copysign(width, z).add_(z)
 
 
 def divide(
