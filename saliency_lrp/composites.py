@@ -257,7 +257,8 @@ def epsilon(epsilon: float = 1e-12, bias: BiasMode = "keep") -> Composite:
     """LRP-ε on every linear site, AttnLRP in attention.
 
     The default ε only guards zeros: on ReLU networks the map is then gradient × input (Ancona et al. 2018), to 1e-6 of
-    its largest value. An ε of 1e-9 departs from that by up to 4e-4 where activations are small (``docs/differences.md``).
+    its largest value. An ε of 1e-9 departs from that by up to 4e-4 where activations are small (see
+    ``docs/differences.md``).
     """
     rule = r.Epsilon(epsilon, bias=bias)
     return Composite([(kind("linear"), rule)], defaults_for(rule), "epsilon")

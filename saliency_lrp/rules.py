@@ -358,7 +358,8 @@ class Epsilon(_LinearRule):
             yield Part([(site.input, w)], None, scale)
         else:
             bias = site.bias if site.collects or self.accounts_for(site) else None  # else it is just part of the output
-            yield Part([(site.input, w)], bias, scale, site.output, positive=site.rectified)
+            z, positive = (site.uncut(), False) if self.relative else (site.output, site.rectified)
+            yield Part([(site.input, w)], bias, scale, z, positive=positive)
 
 
 class ZeroRule(Epsilon):
@@ -767,7 +768,8 @@ class Norm(Rule):
         return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        c = divide(R, site.output, self.epsilon, self.relative, site.rectified)
+        z, positive = (site.uncut(), False) if self.relative else (site.output, site.rectified)
+        c = divide(R, z, self.epsilon, self.relative, positive)
         spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
         # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
         grads = site.vjp(c.conj() if c.is_complex() else c)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from saliency_lrp import LrpExplainer, RelevancePropagator
+from saliency_lrp import LrpExplainer, RelevancePropagator, composites, rules
+from saliency_lrp.composites import Composite
 
 
 class Counting(TorchDispatchMode):
@@ -79,6 +81,72 @@ def test_z_plus_is_one_more_forward_behind_relu(norm):
     explain = counted(trace.relevance)
     # what entered the first convolution is not known to be non-negative: its two signs are convolved apart
     assert explain == {"convolution": CONVOLUTIONS + 1, "convolution_backward": CONVOLUTIONS + 1, "mm": DENSE}
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["conv-relu", "conv-bn-relu"])
+def test_gamma_is_one_more_forward_behind_relu(norm):
+    """Both denominators come from the convolution of z⁺, and a ReLU leaves one sign of outputs to explain."""
+    composite = composites.get("epsilon_gamma_box") | Composite([(composites.first(), rules.Epsilon())])
+    trace = RelevancePropagator(network(norm), composite).trace(IMAGE)
+    behind = CONVOLUTIONS - 1
+    assert counted(trace.relevance) == {"convolution": behind, "convolution_backward": CONVOLUTIONS, "mm": DENSE}
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["conv-relu", "conv-bn-relu"])
+def test_alpha_beta_is_one_more_forward_and_one_more_input_gradient_behind_relu(norm):
+    """The denominator of the negative share is what the positive one leaves of the output."""
+    composite = composites.get("epsilon_alpha2_beta1") | Composite([(composites.first(), rules.Epsilon())])
+    torch.manual_seed(0)
+    trace = RelevancePropagator(wide(norm), composite).trace(IMAGE)
+    explain = counted(trace.relevance)
+    assert explain == {"convolution": 1, "convolution_backward": 1 + 2, "mm": 1}
+
+
+def wide(norm: bool) -> nn.Module:
+    """Two convolutions, of which the second sums so many terms that no share is nearly all of it."""
+    first, second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 8, 3, padding=1, bias=not norm)
+    after = [nn.BatchNorm2d(8)] if norm else []
+    return nn.Sequential(first, nn.ReLU(), second, *after, nn.ReLU(), nn.Flatten(), nn.Linear(512, 5)).eval()
+
+
+class Allocating(TorchDispatchMode):
+    """Counts new tensors of at least ``size`` values."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.made: set[int] = set()
+        self.kept: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.numel() >= self.size:
+                place = t.untyped_storage().data_ptr()
+                if place not in given and place not in self.made:
+                    self.made.add(place)
+                    self.kept.append(t)  # so that no other tensor gets its memory
+        return out
+
+
+@pytest.mark.parametrize("composite, each", [("epsilon", 2), ("epsilon_plus", 2)])
+@pytest.mark.parametrize("norm", [False, True], ids=["conv-relu", "conv-bn-relu"])
+def test_a_layer_makes_as_few_tensors_as_it_can(norm, composite, each):
+    """One for the denominators, which becomes R / z, and one for the relevance of the input."""
+
+    def made(layers: int) -> int:
+        torch.manual_seed(0)
+        blocks = []
+        for _ in range(layers):
+            blocks += [nn.Conv2d(4, 4, 3, padding=1), *([nn.BatchNorm2d(4)] if norm else []), nn.ReLU(inplace=True)]
+        model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+        trace = RelevancePropagator(model, composite).trace(torch.rand(1, 4, 16, 16))
+        with Allocating(4 * 16 * 16) as allocating:
+            trace.relevance(1)
+        return len(allocating.made)
+
+    assert made(6) - made(4) == 2 * each
 
 
 def test_another_explanation_of_a_trace_makes_no_forward():

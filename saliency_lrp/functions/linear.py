@@ -57,6 +57,9 @@ class LinearSite(Site):
     def output(self) -> Tensor:
         return working(super().output)
 
+    def uncut(self) -> Tensor:
+        return working(super().uncut())
+
     def computed_output(self) -> Tensor:
         z = self.batch_norm_input()
         return z if self.batch_norm is None else self.batch_norm.apply(z, self.channel_axis)
@@ -212,6 +215,7 @@ class Dense(LinearSite):
 
     family = "dense"
     takes_several = True
+    rectifiable = False  # its output is small beside its weight, and relative stabilisers look at all of it
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return F.linear(a, w)

@@ -124,6 +124,10 @@ class Site:
         """The activation that came out, from those that went in."""
         return self.call(list(self.inputs))
 
+    def uncut(self) -> Tensor:
+        """The activation that came out, also where ``output`` has 0 for what a ReLU cut off."""
+        return self.computed_output() if self.cut else self.output
+
     @property
     def rectified(self) -> bool:
         """Whether ``output`` has 0 for what a ReLU behind it cut off: in a pass where no relevance comes back there."""

@@ -43,6 +43,9 @@ class AddSite(SumSite):
     def output(self) -> Tensor:
         if self.rectified and self.result is not None:
             return self.result  # the ReLU's output, which others keep as well
+        return self.computed_output()
+
+    def computed_output(self) -> Tensor:
         (left, right), (x, y) = self.weights, self.inputs
         return torch.add(x if left == 1 else x * left, y, alpha=right)
 
