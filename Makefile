@@ -10,7 +10,7 @@ NBVAL  := --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg 
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-browser coverage bench lint format notebooks clean
+.PHONY: help venv demo test test-browser coverage bench memory lint format notebooks clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -49,8 +49,12 @@ notebooks: $(VENV)/.dev            ## run only the notebooks
 coverage: $(VENV)/.dev            ## model coverage: which torchvision and timm models can be explained
 	$(BIN)/python benchmarks/coverage.py
 
-bench: $(VENV)/.dev            ## time one map against one plain gradient
-	$(BIN)/python benchmarks/speed.py
+bench: $(VENV)/.dev            ## time one map against one plain gradient, ours and the peers'
+	$(PIP) --no-deps lxt
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+memory: $(VENV)/.dev            ## memory of one map against one plain gradient
+	$(BIN)/python benchmarks/memory.py $(ARGS)
 
 lint: $(VENV)/.dev            ## check style
 	$(BIN)/ruff check .
