@@ -175,7 +175,7 @@ class Part:
     ``terms`` are (input, weight) pairs; input ``None`` stands for ones. ``scale`` multiplies the outputs of them all.
     ``total`` is the denominator where it is already known; otherwise it is the sum of the contributions and the bias.
     ``positive`` says that it is never negative, ``spent`` that it is a tensor of the part's own. ``only``: outputs
-    where this is not positive take no part.
+    where this is not positive take no part. ``stacked``: how many terms were joined to one, channels beside channels.
     """
 
     terms: list[tuple[Tensor | None, Tensor]]
@@ -186,6 +186,14 @@ class Part:
     positive: bool = False
     spent: bool = False
     only: Tensor | None = None
+    stacked: int = 1
+
+    def stack(self, site: Any) -> None:
+        """Make one term of all where the site's input has so few channels that a call costs as much for several."""
+        if len(self.terms) > 1 and site.thin:
+            inputs, weights = zip(*self.terms, strict=True)
+            self.stacked = len(self.terms)
+            self.terms = [(torch.cat(inputs, site.channel_axis), torch.cat(weights, 1))]
 
 
 class _LinearRule(Rule):
@@ -211,6 +219,7 @@ class _LinearRule(Rule):
         total: Tensor | None = None
         for part in self.parts(site):
             share = R if part.only is None else where_positive(R, part.only)
+            part.stack(site)
             noted = self.accounts_for(site)
             spent = (part.spent or part.total is None) and not noted
             denominator = contributions(site, part) if part.total is None else part.total
@@ -224,6 +233,8 @@ class _LinearRule(Rule):
                 message = site.transpose(scaled, w)
                 if a is not None:
                     message = message.mul_(a)
+                if part.stacked > 1:
+                    message = sum_of_parts(message, part.stacked, site.channel_axis)
                 total = message if total is None else total.add_(message)
             if noted:
                 absorbed = self.absorbed(site, part, denominator, c)
@@ -269,6 +280,7 @@ def remainder(z: Tensor, up: Tensor) -> Tensor | None:
 
 def contributions(site: Any, part: Part) -> Tensor:
     """Σ a·w over the terms of ``part``, plus its bias: a fresh tensor."""
+    part.stack(site)
     total: Tensor | None = None
     for a, w in part.terms:
         z = site.forward(site.ones_like_input() if a is None else a, w)
@@ -277,6 +289,11 @@ def contributions(site: Any, part: Part) -> Tensor:
     if part.scale is not None:
         total = total.mul_(part.scale)
     return total if part.bias is None else total.add_(site.as_output(part.bias))
+
+
+def sum_of_parts(t: Tensor, n: int, axis: int) -> Tensor:
+    """The sum of ``n`` equal parts of a tensor along an axis."""
+    return t.unflatten(axis, (n, -1)).sum(axis - 1 if axis < 0 else axis)
 
 
 def positive(t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rules import Part, Rule, working
+from ..rules import Part, Rule, sum_of_parts, working
 from .call import Call, tag_of
 from .registry import handles
 from .site import Site
@@ -29,6 +29,8 @@ class LinearSite(Site):
     rectifiable = True
     #: whether a batch norm can be folded into the weight
     foldable = True
+    #: whether the input has so few channels that calls for several inputs are better made one
+    thin = False
     #: axis of the output that the bias and a folded batch norm run along (negative: from the end)
     channel_axis = -1
 
@@ -139,7 +141,8 @@ class LinearSite(Site):
             with torch.enable_grad():
                 leaf = w.detach().requires_grad_(True)
                 z = self.forward(self.ones_like_input().expand_as(self.input) if a is None else a, leaf)
-            self.binding.collect(self.own_weight, w * torch.autograd.grad(z, leaf, scaled)[0])
+            share = w * torch.autograd.grad(z, leaf, scaled)[0]
+            self.binding.collect(self.own_weight, sum_of_parts(share, part.stacked, 1) if part.stacked > 1 else share)
         if part.bias is not None and self.own_bias is not None:
             absorbed = (self.as_output(part.bias) * c).transpose(self.channel_axis, -1)
             self.binding.collect(self.own_bias, absorbed.reshape(-1, self.own_bias.shape[-1]).sum(0))
@@ -278,6 +281,7 @@ class Convolution(LinearSite):
             if any(span % 2 for span in spans):
                 self.extra = tuple(v for span in reversed(spans) for v in (0, span % 2))
         self.padding = each(padding, n)
+        self.thin = not self.transposed and groups == 1 and weight.shape[1] <= 4
 
     def convolve(self, a: Tensor, w: Tensor) -> Tensor:
         """The convolution of a batch."""
@@ -307,9 +311,13 @@ class Convolution(LinearSite):
             return self.transpose_batch(c, a, w)
         batch = c.reshape(-1, *c.shape[item:])  # one item, or several maps of a batch
         like = a.new_empty(batch.shape[0], *a.shape[item:])  # only its shape counts
-        return self.transpose_batch(batch, like, w).reshape(*c.shape[:item], *a.shape[item:])
+        g = self.transpose_batch(batch, like, w)
+        return g.reshape(*c.shape[:item], *g.shape[1:])
 
     def transpose_batch(self, c: Tensor, a: Tensor, w: Tensor) -> Tensor:
+        channels = w.shape[0] if self.transposed else w.shape[1] * self.groups
+        if a.shape[1] != channels:  # several inputs in one; only the shape counts
+            a = a.new_empty(1).expand(a.shape[0], channels, *a.shape[2:])
         shape = a.shape
         if self.extra:
             a = a.new_empty(1).expand(
@@ -427,7 +435,7 @@ class Diagonal(LinearSite):
         alone.__dict__.update(site.__dict__)
         alone.own, alone.own_weight, alone.own_bias = affine, affine.scale, affine.merged_bias(None)
         alone.saved, alone.maker, alone.result = [site.batch_norm_input()], None, site.output
-        alone.nonnegative = alone.cut = False
+        alone.nonnegative = alone.cut = alone.thin = False
         return alone
 
     def batch_norm_alone(self) -> Diagonal:
