@@ -990,3 +990,17 @@ def test_checkpointed_blocks():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         close(explain(model, x), gradient_times_input(model, x))
+
+
+@pytest.mark.parametrize("what", ["weight", "statistics"])
+def test_a_model_that_was_trained_on_after_the_trace(what):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).eval()
+    trace = RelevancePropagator(model, "epsilon").trace(torch.randn(1, 2, 4, 4))
+    trace.relevance(0)
+    with torch.no_grad():
+        if what == "weight":
+            model[3].weight.add_(0.1)
+        else:
+            model[1].running_var.mul_(2)
+    with pytest.raises(InputError, match="changed since the forward pass"):
+        trace.relevance(0)

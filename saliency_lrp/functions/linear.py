@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..rules import Part, Rule, sum_of_parts, working
 from .call import Call, tag_of
 from .registry import handles
@@ -38,6 +39,7 @@ class LinearSite(Site):
         super().__init__(call)
         self.own_weight = weight.detach()
         self.own_bias = None if bias is None else bias.detach()
+        self.version = version(self.own_weight)
         self.batch_norm: Affine | None = None
         #: an activation or normalisation that computes the input again, where that is not kept
         self.maker: Site | None = None
@@ -69,6 +71,7 @@ class LinearSite(Site):
     @property
     def weight(self) -> Tensor:
         """The weight, with a following batch norm folded in."""
+        self.check_unchanged()
         w = working(self.own_weight)
         return w if self.batch_norm is None else self.scaled(w, self.batch_norm.scale)
 
@@ -81,7 +84,17 @@ class LinearSite(Site):
         norm, size = self.batch_norm, (self.input if self.result is None else self.result).numel()
         if norm is None or size >= self.own_weight.numel() or not (of_any_sign or norm.keeps_sign):
             return self.weight, None
+        self.check_unchanged()
         return working(self.own_weight), self.as_output(norm.scale)
+
+    def check_unchanged(self) -> None:
+        """Refuse weights that are not those of the forward pass: their maps would be of no model at all."""
+        norm = self.batch_norm
+        if version(self.own_weight) != self.version or (norm is not None and version(norm.var) != norm.version):
+            raise InputError(
+                f"the weights or statistics of {self.describe()} have changed since the forward pass was recorded, "
+                "by a training step, say; call trace(...) again"
+            )
 
     @property
     def bias(self) -> Tensor | None:
@@ -179,6 +192,7 @@ class Affine:
 
     def __init__(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
         self.mean, self.var, self.eps = mean.detach(), var.detach(), eps
+        self.version = version(self.var)
         self.weight = None if weight is None else weight.detach()
         self.own_bias = None if bias is None else bias.detach()
 
@@ -203,6 +217,11 @@ class Affine:
     def apply(self, z: Tensor, axis: int) -> Tensor:
         """The batch norm itself."""
         return along(self.scale, axis) * (z - along(working(self.mean), axis)) + along(self.shift, axis)
+
+
+def version(t: Tensor) -> int:
+    """How often a tensor was written into; inference tensors cannot be, outside of inference mode."""
+    return 0 if t.is_inference() else t._version
 
 
 def along(b: Tensor, axis: int) -> Tensor:
