@@ -12,6 +12,7 @@ for wall time.
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import gc
 import os
@@ -161,7 +162,8 @@ def ratios(model: nn.Module, x: Tensor, names: list[str], rounds: int) -> dict[s
     gradient, runs, cells = plain_gradient(model), {}, {}
     for name in names:
         try:
-            runs[name] = method(model, name)
+            # a peer that raises may leave the model changed
+            runs[name] = method(model if name in OURS else copy.deepcopy(model), name)
             timed(runs[name], x)
         except Exception as error:  # a peer that does not run on this model is a result, too
             runs.pop(name, None)
