@@ -87,7 +87,7 @@ def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
 
 
 def divide(
-    R: Tensor, z: Tensor, epsilon: float, relative: bool = False, positive: bool = False, spent: bool = False
+    R: Tensor, z: Tensor, epsilon: float, relative: bool = False, sign: int = 0, spent: bool = False
 ) -> Tensor:
     """R / s(z); where s(z) is exactly 0 (only without stabiliser) the relevance is dropped.
 
@@ -97,8 +97,8 @@ def divide(
     ----------
     R, z, epsilon, relative
         As in :func:`stabilize`; R may have an axis of several maps before those of z.
-    positive : bool
-        Whether z is known to be non-negative, which saves a pass over its signs.
+    sign : {0, 1, -1}
+        1 or -1 where z is known to be of no other sign, which saves a pass over its signs; 0 has the sign given.
     spent : bool
         Whether z is of no use afterwards, so that it may be written over.
     """
@@ -106,8 +106,8 @@ def divide(
     if epsilon == 0:
         some = torch.sgn(z).abs()  # 1, and 0 where z is 0
         return torch.div(R, 1 - some + z).mul_(some)
-    if positive:
-        s = torch.add(z, stabilizer_width(z, epsilon, relative), out=z if spent else None)
+    if sign:
+        s = torch.add(z, sign * stabilizer_width(z, epsilon, relative), out=z if spent else None)
     else:
         s = stabilize(z, epsilon, relative)
     if R.dtype == s.dtype and R.shape == s.shape:
@@ -174,8 +174,9 @@ class Part:
 
     ``terms`` are (input, weight) pairs; input ``None`` stands for ones. ``scale`` multiplies the outputs of them all.
     ``total`` is the denominator where it is already known; otherwise it is the sum of the contributions and the bias.
-    ``positive`` says that it is never negative, ``spent`` that it is a tensor of the part's own. ``only``: outputs
-    where this is not positive take no part. ``stacked``: how many terms were joined to one, channels beside channels.
+    ``sign`` says that it is never negative (1) or positive (-1), ``spent`` that it is a tensor of the part's own.
+    ``only``: outputs where this is not positive take no part. ``stacked``: how many terms were joined to one, channels
+    beside channels.
     """
 
     terms: list[tuple[Tensor | None, Tensor]]
@@ -183,7 +184,7 @@ class Part:
     scale: Tensor | None = None
     total: Tensor | None = None
     share: float | Tensor = 1.0
-    positive: bool = False
+    sign: int = 0
     spent: bool = False
     only: Tensor | None = None
     stacked: int = 1
@@ -223,7 +224,8 @@ class _LinearRule(Rule):
             noted = self.accounts_for(site)
             spent = (part.spent or part.total is None) and not noted
             denominator = contributions(site, part) if part.total is None else part.total
-            c = divide(share, denominator, self.epsilon, self.relative, part.positive, spent)
+            sign = 0 if noted else part.sign  # what ε absorbs is told by the sign of the denominator itself
+            c = divide(share, denominator, self.epsilon, self.relative, sign, spent)
             if isinstance(part.share, Tensor) or part.share != 1.0:
                 c = c.mul_(part.share)
             if site.collects:
@@ -274,8 +276,8 @@ def remainder(z: Tensor, up: Tensor) -> Tensor | None:
     """
     if up.device.type != "cpu":
         return None
-    down = z - up
-    return None if bool(torch.add(down, up, alpha=RELIABLE).amax() > 0) else down
+    down = torch.sub(z, up, alpha=1 - RELIABLE)
+    return None if bool(down.amax() > 0) else torch.sub(z, up, out=down)
 
 
 def contributions(site: Any, part: Part) -> Tensor:
@@ -338,13 +340,13 @@ Factored = tuple[Tensor, Tensor | None]
 def positive_part(site: Any, weight: Factored, b: Tensor | None) -> Part:
     """The share of z⁺: all contributions that are not negative, ``a⁺w⁺ + a⁻w⁻ + b⁺``."""
     w, scale = weight
-    return Part(split_terms(site, w, positive, negative), None if b is None else positive(b), scale, positive=True)
+    return Part(split_terms(site, w, positive, negative), None if b is None else positive(b), scale, sign=1)
 
 
 def negative_part(site: Any, weight: Factored, b: Tensor | None) -> Part:
     """The share of all contributions that are not positive, ``a⁺w⁻ + a⁻w⁺ + b⁻``."""
     w, scale = weight
-    return Part(split_terms(site, w, negative, positive), None if b is None else negative(b), scale)
+    return Part(split_terms(site, w, negative, positive), None if b is None else negative(b), scale, sign=-1)
 
 
 # --------------------------------------------------------------------------------------------- linear rules
@@ -375,8 +377,8 @@ class Epsilon(_LinearRule):
             yield Part([(site.input, w)], None, scale)
         else:
             bias = site.bias if site.collects or self.accounts_for(site) else None  # else it is just part of the output
-            z, positive = (site.uncut(), False) if self.relative else (site.output, site.rectified)
-            yield Part([(site.input, w)], bias, scale, z, positive=positive)
+            z, sign = (site.uncut(), 0) if self.relative else (site.output, int(site.rectified))
+            yield Part([(site.input, w)], bias, scale, z, sign=sign)
 
 
 class ZeroRule(Epsilon):
@@ -423,8 +425,8 @@ class GeneralizedGamma(_LinearRule):
             total_up, total_down = self.totals(site, (w, scale), b, z)
         b_up, b_down = (None, None) if b is None else (up(b), down(b))
         if site.rectified:  # no relevance where the output was not positive
-            known = total_up is not None
-            yield Part(split_terms(site, w, up, down), b_up, scale, total_up, positive=known, spent=True)
+            sign = int(total_up is not None)
+            yield Part(split_terms(site, w, up, down), b_up, scale, total_up, sign=sign, spent=True)
         else:
             yield Part(split_terms(site, w, up, down), b_up, scale, total_up, only=z)
             yield Part(split_terms(site, w, down, up), b_down, scale, total_down, only=-z)
@@ -478,7 +480,7 @@ class AlphaBeta(_LinearRule):
         down = negative_part(site, weight, b)
         down.share = -self.beta
         if b is not None or not site.has_bias:
-            down.total = remainder(site.output, up.total)
+            down.total, down.spent = remainder(site.output, up.total), True
         yield up
         yield down
 
@@ -785,8 +787,8 @@ class Norm(Rule):
         return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        z, positive = (site.uncut(), False) if self.relative else (site.output, site.rectified)
-        c = divide(R, z, self.epsilon, self.relative, positive)
+        z, sign = (site.uncut(), 0) if self.relative else (site.output, int(site.rectified))
+        c = divide(R, z, self.epsilon, self.relative, sign)
         spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
         # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
         grads = site.vjp(c.conj() if c.is_complex() else c)
