@@ -104,7 +104,7 @@ def divide(
     """
     R, z = working(R), working(z)
     if epsilon == 0:
-        some = torch.sgn(z).abs()  # 1, and 0 where z is 0
+        some = (z != 0).to(z.dtype)
         return torch.div(R, 1 - some + z).mul_(some)
     if sign:
         s = torch.add(z, sign * stabilizer_width(z, epsilon, relative), out=z if spent else None)
@@ -421,7 +421,7 @@ class GeneralizedGamma(_LinearRule):
         (w, scale), b, z = site.factored(), self.bias_of(site), site.output
         up, down = favoured(self.gamma, positive), favoured(self.gamma, negative)
         total_up = total_down = None  # then the sum of the contributions
-        if b is not None or not site.has_bias:
+        if (b is not None or not site.has_bias) and not site.rounded:
             total_up, total_down = self.totals(site, (w, scale), b, z)
         b_up, b_down = (None, None) if b is None else (up(b), down(b))
         if site.rectified:  # no relevance where the output was not positive
@@ -479,7 +479,7 @@ class AlphaBeta(_LinearRule):
         up.total, up.spent = contributions(site, up), True
         down = negative_part(site, weight, b)
         down.share = -self.beta
-        if b is not None or not site.has_bias:
+        if (b is not None or not site.has_bias) and not site.rounded:
             down.total, down.spent = remainder(site.output, up.total), True
         yield up
         yield down

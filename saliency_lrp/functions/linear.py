@@ -103,6 +103,11 @@ class LinearSite(Site):
         return b if self.batch_norm is None else self.batch_norm.merged_bias(b)
 
     @property
+    def rounded(self) -> bool:
+        """Whether the output is that of a half-precision call: too coarse for differences to be taken of it."""
+        return self.result is not None and working(self.result) is not self.result
+
+    @property
     def has_bias(self) -> bool:
         """Whether there is a bias, of its own or by a folded batch norm."""
         return self.own_bias is not None or self.batch_norm is not None
