@@ -233,6 +233,7 @@ def test_no_differences_of_half_precision_outputs():
     layer, x = nn.Linear(16, 1, bias=False), torch.rand(64, 16) + 0.5
     with torch.no_grad():
         layer.weight.uniform_(0.9, 1.1)[:, 0] *= -1
+        x[:, 0] = 1.5  # enough for the difference to be taken, were it not for the precision
     layer, x = layer.bfloat16(), x.bfloat16()
     rule, R = rules.AlphaBeta(2, 1), torch.ones(64, 1).bfloat16()
     got = RelevancePropagator(layer, rule).trace(x).relevance(seed=R).float()
