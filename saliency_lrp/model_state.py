@@ -55,8 +55,8 @@ def evaluating(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]
             count, flags = _flags[model]
             if count == 1:
                 for m, flag in flags:
-                    if flag:
-                        m.training = True
+                    if m.training != flag:  # also one that the model's own forward set
+                        m.training = flag
                 del _flags[model]
             else:
                 _flags[model] = (count - 1, flags)

@@ -12,7 +12,7 @@ import functools
 import itertools
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,8 +117,8 @@ class Trace:
         self.composite = composite
         self._model = model
         self._collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._modules = named_modules(model)
-        names = {id(m): name for m, name in self._modules.items()}
+        modules = named_modules(model)
+        names = {id(m): name for m, name in modules.items()}
         self.binding = Binding(composite, unknown, names)
         self.sites: list[Site] = []
         self.calls: dict[str, list[ModuleCall]] = {}
@@ -127,19 +127,23 @@ class Trace:
         self._last: tuple[Any, Any, Any] | None = None
         self._report: Report | None = None
         try:
-            self._forward(model, args, kwargs)
+            self._forward(model, modules, args, kwargs)
         except RuntimeError as error:
             if "returns multiple views" not in str(error):
                 raise
             # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
-            self._forward(model, args, kwargs, single_views=True)
-        del self._modules
+            self._forward(model, modules, args, kwargs, single_views=True)
         self._finish()
 
     # ------------------------------------------------------------------ recording
 
     def _forward(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], single_views: bool = False
+        self,
+        model: nn.Module,
+        modules: Iterable[nn.Module],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        single_views: bool = False,
     ) -> None:
         """Run the model with hooks and interception on; whatever happens, nothing is left behind on it."""
         self.sites.clear()
@@ -150,8 +154,8 @@ class Trace:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(evaluating(model, self._modules))
-            stack.callback(forget_graphs, self._modules)
+            stack.enter_context(evaluating(model, modules))
+            stack.callback(forget_graphs, modules)
             # without these, autograd refuses models that write into what a max pooling, say, has read
             stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
             watch = Watch(self._interceptor, self.calls)

@@ -115,6 +115,11 @@ def divide(
     return R / s
 
 
+def denominators(site: Any, relative: bool) -> tuple[Tensor, int]:
+    """The outputs to divide by, and their sign where it is known; a relative stabiliser looks at all of them."""
+    return (site.uncut(), 0) if relative else (site.output, int(site.rectified))
+
+
 def working(t: Tensor) -> Tensor:
     """The tensor in a dtype that relevance can be computed in: half precision becomes float32."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
@@ -263,6 +268,10 @@ class _LinearRule(Rule):
         """The site's bias, or None where it has none or this rule leaves it out."""
         return None if self.bias == "zero" else site.bias
 
+    def output_serves(self, site: Any) -> bool:
+        """Whether the site's output is, exactly enough, the sum that this rule divides into parts."""
+        return not site.rounded and (self.bias != "zero" or not site.has_bias)
+
 
 #: How large a difference must be, relative to what it was taken from, to be used as a denominator.
 RELIABLE = 1 / 32
@@ -377,7 +386,7 @@ class Epsilon(_LinearRule):
             yield Part([(site.input, w)], None, scale)
         else:
             bias = site.bias if site.collects or self.accounts_for(site) else None  # else it is just part of the output
-            z, sign = (site.uncut(), 0) if self.relative else (site.output, int(site.rectified))
+            z, sign = denominators(site, self.relative)
             yield Part([(site.input, w)], bias, scale, z, sign=sign)
 
 
@@ -421,7 +430,7 @@ class GeneralizedGamma(_LinearRule):
         (w, scale), b, z = site.factored(), self.bias_of(site), site.output
         up, down = favoured(self.gamma, positive), favoured(self.gamma, negative)
         total_up = total_down = None  # then the sum of the contributions
-        if (b is not None or not site.has_bias) and not site.rounded:
+        if self.output_serves(site):
             total_up, total_down = self.totals(site, (w, scale), b, z)
         b_up, b_down = (None, None) if b is None else (up(b), down(b))
         if site.rectified:  # no relevance where the output was not positive
@@ -479,7 +488,7 @@ class AlphaBeta(_LinearRule):
         up.total, up.spent = contributions(site, up), True
         down = negative_part(site, weight, b)
         down.share = -self.beta
-        if (b is not None or not site.has_bias) and not site.rounded:
+        if self.output_serves(site):
             down.total, down.spent = remainder(site.output, up.total), True
         yield up
         yield down
@@ -787,7 +796,7 @@ class Norm(Rule):
         return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        z, sign = (site.uncut(), 0) if self.relative else (site.output, int(site.rectified))
+        z, sign = denominators(site, self.relative)
         c = divide(R, z, self.epsilon, self.relative, sign)
         spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
         # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance

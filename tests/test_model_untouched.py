@@ -173,3 +173,21 @@ def test_dropout_is_off_and_statistics_stand_still():
     assert torch.equal(model.norm.running_mean, mean) and int(model.norm.num_batches_tracked) == 0
     assert torch.equal(torch.get_rng_state(), state)
     assert F.dropout(torch.ones(100), 0.5, model.training).eq(0).any()
+
+
+class SetsItsOwnMode(nn.Module):
+    """A model whose forward turns a part of it to train mode, as Monte Carlo dropout does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop = nn.Linear(4, 3), nn.Dropout(0.0)
+
+    def forward(self, x):
+        self.drop.train()
+        return self.layer(self.drop(x))
+
+
+def test_modes_that_the_forward_sets_are_set_back():
+    model = SetsItsOwnMode().eval()
+    RelevancePropagator(model, "epsilon").trace(torch.randn(2, 4))
+    assert not any(module.training for module in model.modules())

@@ -279,3 +279,14 @@ def test_an_activation_that_is_computed_again_is_the_same(composite):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
     makers = [site for site in traces[0].sites if site.cheap]
     assert makers and all(site.result is None for site in makers)  # kept neither during the trace nor after it
+
+
+def test_nothing_is_computed_again_that_autocast_made():
+    """In the backward pass no autocast is on: a normalisation would read other dtypes than it did."""
+    x = torch.randn(2, 5, 6)
+    traces = []
+    for between in (lambda t: t, torch.clone):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            traces.append(RelevancePropagator(Blocks(between).eval(), "epsilon").trace(x))
+    assert not any(site.cheap for site in traces[0].sites)
+    assert torch.equal(traces[0].relevance(1), traces[1].relevance(1))

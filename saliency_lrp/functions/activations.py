@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .call import BOUNDED, GATE, OUTPUT, PLAIN, Call, tag_of
 from .registry import handles, kind
-from .site import Site, fill, iter_tensors
+from .site import Site, fill, iter_tensors, runs_again_alike
 
 #: Activations whose output is never negative.
 NONNEGATIVE = frozenset(
@@ -34,7 +34,8 @@ class ActivationSite(Site):
         self.from_output = self.op in FROM_OUTPUT and not self.binding.needs_preactivation
         self.reruns = not self.from_output
         # operands other than the activation might be written into before it is computed again
-        self.cheap = self.reruns and sum(1 for _ in iter_tensors(call.args, call.kwargs)) == 1
+        alone = sum(1 for _ in iter_tensors(call.args, call.kwargs)) == 1
+        self.cheap = self.reruns and alone and runs_again_alike(call.activations[0])
         self.keeps_zero = self.op in KEEPS_ZERO
         self.inplace = call.inplace
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..rules import working
 from .call import Call
 from .registry import handles
-from .site import Site
+from .site import Site, runs_again_alike
 
 
 class NormalisationSite(Site):
@@ -28,8 +28,6 @@ class NormalisationSite(Site):
     """
 
     kind = "normalisation"
-    keeps_output = False
-    cheap = True
 
     def __init__(
         self,
@@ -46,6 +44,11 @@ class NormalisationSite(Site):
         self.eps = eps
         self.gain = None if gain is None else gain.detach()
         self.centred = centred
+        self.cheap = runs_again_alike(call.activations[0])
+
+    @property
+    def keeps_output(self) -> bool:  # type: ignore[override]
+        return not self.cheap
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         x = working(self.input).reshape(self.shape)

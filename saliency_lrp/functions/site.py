@@ -211,6 +211,11 @@ class Site:
         return f"<{self.index} {self.kind}: {self.describe()}>"
 
 
+def runs_again_alike(t: Tensor) -> bool:
+    """Whether a call on this tensor computes the same in the backward pass, where no autocast is on any more."""
+    return not torch.is_autocast_enabled(t.device.type)
+
+
 def iter_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """Tensors among the arguments, one level into lists and tuples."""
     for value in (*args, *kwargs.values()) if kwargs else args:
