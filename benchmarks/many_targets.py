@@ -1,7 +1,7 @@
 """K maps of one image: one forward and one batched backward pass, against K single calls.
 
-    python benchmarks/many_targets.py                                  # resnet50, K = 10
-    python benchmarks/many_targets.py --models vgg16 vit_b_16 --targets 5 --composites epsilon auto
+python benchmarks/many_targets.py                                  # resnet50, K = 10
+python benchmarks/many_targets.py --models vgg16 vit_b_16 --targets 5 --composites epsilon auto
 """
 
 from __future__ import annotations

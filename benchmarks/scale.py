@@ -1,8 +1,8 @@
 """Items per second of a whole data set with 1, 2, ... processes, as ``torchrun`` would start them, or Ray workers.
 
-    python benchmarks/scale.py                                         # the demo network, 1 and 2 processes
-    python benchmarks/scale.py --ray                                   # the same on a local Ray cluster
-    python benchmarks/scale.py --workers 1 2 4 --items 512 --torchvision resnet50
+python benchmarks/scale.py                                         # the demo network, 1 and 2 processes
+python benchmarks/scale.py --ray                                   # the same on a local Ray cluster
+python benchmarks/scale.py --workers 1 2 4 --items 512 --torchvision resnet50
 """
 
 from __future__ import annotations

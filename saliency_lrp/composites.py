@@ -171,9 +171,7 @@ class Composite:
         lines = [f"{'#':>4}  {'module':<32} {'op':<20} {'kind':<14} rule"]
         for site in trace.sites:
             if not site.superseded:
-                lines.append(
-                    f"{site.index:>4}  {site.path:<32} {site.op:<20} {site.kind:<14} {self.rule_for(site)!r}"
-                )
+                lines.append(f"{site.index:>4}  {site.path:<32} {site.op:<20} {site.kind:<14} {self.rule_for(site)!r}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -320,9 +318,7 @@ def epsilon_plus_flat(epsilon: float = 1e-6, bias: BiasMode = "keep") -> Composi
 @_composite("epsilon_alpha2_beta1")
 def epsilon_alpha2_beta1(epsilon: float = 1e-6, bias: BiasMode = "keep") -> Composite:
     """αβ with α = 2, β = 1 on convolutions, ε on dense layers."""
-    return convolution_and_dense(
-        "epsilon_alpha2_beta1", r.AlphaBeta(2, 1, bias=bias), r.Epsilon(epsilon, bias=bias)
-    )
+    return convolution_and_dense("epsilon_alpha2_beta1", r.AlphaBeta(2, 1, bias=bias), r.Epsilon(epsilon, bias=bias))
 
 
 @_composite("epsilon_alpha2_beta1_flat")
@@ -400,6 +396,7 @@ def b_rule(beta: float = 0.5, epsilon: float = 1e-6) -> Composite:
 
 # ---------------------------------------------------------------- iNNvestigate's analyzers, by their names
 
+
 def _mode(bias: bool) -> BiasMode:
     """iNNvestigate's option ``bias`` as a bias mode."""
     return "keep" if bias else "zero"
@@ -421,7 +418,6 @@ INNVESTIGATE: dict[str, Callable[..., Rule]] = {
     "lrp.z_plus": lambda: r.ZPlus(1e-12, "zero"),
     "lrp.z_plus_fast": lambda: r.ZPlus(1e-12, "zero"),
 }
-
 
 
 def apart(selector: Selector, rule: Rule, batch_norm: Rule | None = None) -> list[Row]:

@@ -485,9 +485,7 @@ def explain_dataset(
     InputError
         If the store was made by another job, an argument makes no sense, or items differ in shape.
     """
-    job = make_job(
-        model, dataset, out, targets, layers, composite, batch_size, dtype, device, seed, unknown, transform
-    )
+    job = make_job(model, dataset, out, targets, layers, composite, batch_size, dtype, device, seed, unknown, transform)
     rank, world = rank_and_world()
     if overwrite and world > 1:
         raise InputError(f"overwrite=True with {world} processes: delete {str(job.out)!r} before they start")

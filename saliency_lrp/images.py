@@ -301,9 +301,7 @@ def _send(transform: Callable[[Any], Any], grey: np.ndarray) -> np.ndarray:
     return sent[0, 0].detach().cpu().double().numpy()
 
 
-def _line(
-    coordinates: np.ndarray, seen: np.ndarray, axis: int, tolerance: float
-) -> tuple[float, float] | None:
+def _line(coordinates: np.ndarray, seen: np.ndarray, axis: int, tolerance: float) -> tuple[float, float] | None:
     """Fit raw = a + b * pixel along one axis; return the raw positions of the input's two edges."""
     count = seen.sum(1 - axis)
     if (count > 0).sum() < 2:
@@ -312,9 +310,7 @@ def _line(
     position = np.arange(seen.shape[axis])[count > 0] + 0.5
     inner = slice(1, -1) if len(line) > 4 else slice(None)  # interpolation bends the line at the edges
     slope, offset = np.polyfit(position[inner], line[inner], 1)
-    spread = np.abs(
-        coordinates - np.expand_dims(offset + slope * (np.arange(seen.shape[axis]) + 0.5), 1 - axis)
-    )
+    spread = np.abs(coordinates - np.expand_dims(offset + slope * (np.arange(seen.shape[axis]) + 0.5), 1 - axis))
     if slope == 0 or spread[seen].max() > tolerance:
         return None
     return float(offset), float(offset + slope * seen.shape[axis])
@@ -357,9 +353,7 @@ class Preprocessing:
         if isinstance(self.resize, tuple):
             return self.resize
         reference = max(raw) if self.fit else min(raw)
-        return tuple(
-            self.resize if side == reference else int(self.resize * side / reference) for side in raw
-        )
+        return tuple(self.resize if side == reference else int(self.resize * side / reference) for side in raw)
 
     def geometry(self, raw: tuple[int, int]) -> Geometry:
         """Where the input's pixels come from, for a raw image of height and width `raw`."""

@@ -248,9 +248,7 @@ class InnvestigateModel(nn.Module):
         self.prediction = self._trace.output
         return self.prediction
 
-    def innvestigate(
-        self, in_tensor: Tensor | None = None, rel_for_class: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def innvestigate(self, in_tensor: Tensor | None = None, rel_for_class: int | None = None) -> tuple[Tensor, Tensor]:
         """Prediction and relevance.
 
         Parameters

@@ -82,9 +82,7 @@ def lrp_linear(
     return relevance.numpy() if is_numpy else relevance
 
 
-def _redistribute(
-    t: dict[str, torch.Tensor], bias_nb_units: int, eps: float, bias_factor: float
-) -> torch.Tensor:
+def _redistribute(t: dict[str, torch.Tensor], bias_nb_units: int, eps: float, bias_factor: float) -> torch.Tensor:
     sign = 1 - 2 * (t["hout"] < 0).to(t["hout"].dtype)
     stabiliser = eps * sign
     per_output = t["Rout"] / (t["hout"] + stabiliser)
@@ -101,9 +99,7 @@ def _is_numpy(given: dict[str, object]) -> bool:
     if len(set(kinds.values())) > 1:
         torch_ones = ", ".join(name for name, is_torch in kinds.items() if is_torch)
         numpy_ones = ", ".join(name for name, is_torch in kinds.items() if not is_torch)
-        raise InputError(
-            f"lrp_linear got NumPy ({numpy_ones}) and torch ({torch_ones}) together; convert to one kind."
-        )
+        raise InputError(f"lrp_linear got NumPy ({numpy_ones}) and torch ({torch_ones}) together; convert to one kind.")
     return not any(kinds.values())
 
 

@@ -22,9 +22,7 @@ class SaliencyMagics(Magics):
 
     @magic_arguments()
     @argument("model", help="Python expression of the model; quote it if it has spaces")
-    @argument(
-        "image", nargs="?", help="Python expression of the image, or a path in quotes; left out in a cell"
-    )
+    @argument("image", nargs="?", help="Python expression of the image, or a path in quotes; left out in a cell")
     @argument("--methods", "-m", nargs="+", help="methods to compare")
     @argument("--label", "-l", type=int, help="class to explain; default: the one with the highest score")
     @argument("--rule", "-r", dest="composite", help="LRP composite")
@@ -46,9 +44,7 @@ class SaliencyMagics(Magics):
         model, image = given.pop("model"), given.pop("image")
         options = {name: value for name, value in given.items() if value is not None}
         if cell is None and image is None:
-            raise UsageError(
-                "%saliency needs a model and an image: %saliency model image --methods lrp occlusion"
-            )
+            raise UsageError("%saliency needs a model and an image: %saliency model image --methods lrp occlusion")
         if cell is not None and image is not None:
             raise UsageError(
                 f"%%saliency takes its images from the cell, one a line; {image!r} is one too many. "

@@ -44,14 +44,10 @@ def _get_image_saliency_results(
         if layer_path is None and methods is not TENSORWATCH_METHODS:
             layer_path = methods
         device, methods = None, device
-    return saliency.get_image_saliency_results(
-        model, raw_image, input, label, device, methods, layer_path, **options
-    )
+    return saliency.get_image_saliency_results(model, raw_image, input, label, device, methods, layer_path, **options)
 
 
-def _get_image_saliency_plot(
-    image_saliency_results: Sequence[Any], cols: int = 2, figsize: Any = None
-) -> Any:
+def _get_image_saliency_plot(image_saliency_results: Sequence[Any], cols: int = 2, figsize: Any = None) -> Any:
     """TensorWatch's look, in a pyplot figure: a notebook shows it without being asked."""
     from . import results
 

@@ -172,9 +172,7 @@ class Report:
         return f"<Report: {self.summary()}>"
 
     def _repr_html_(self) -> str:
-        head = "".join(
-            f"<th>{h}</th>" for h in ("module", "op", "rule", "arrived", "left", "bias", "ε", "rule took")
-        )
+        head = "".join(f"<th>{h}</th>" for h in ("module", "op", "rule", "arrived", "left", "bias", "ε", "rule took"))
         body = "".join(
             "<tr>"
             + "".join(f"<td style='text-align:left'>{html.escape(t)}</td>" for t in (r.path, r.op, r.rule))

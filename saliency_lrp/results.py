@@ -108,9 +108,7 @@ class ImageSaliencyResult:
             return ""
         words = self.class_name if self.score is None else f"{self.class_name} ({self.score:.2f})"
         return (
-            words
-            if self.runner_up is None
-            else f"{words}; best other: {self.runner_up[0]} ({self.runner_up[1]:.2f})"
+            words if self.runner_up is None else f"{words}; best other: {self.runner_up[0]} ({self.runner_up[1]:.2f})"
         )
 
     def __repr__(self) -> str:
@@ -183,9 +181,7 @@ class SaliencyResults(list):
             figure = self.plot()
             known = figure.canvas.get_supported_filetypes()
             if path.suffix.lstrip(".") not in known:
-                raise InputError(
-                    f"cannot write {path.name!r}: give it one of .html, .npz, .{', .'.join(known)}."
-                )
+                raise InputError(f"cannot write {path.name!r}: give it one of .html, .npz, .{', .'.join(known)}.")
             figure.savefig(path, **options)
         return path
 
@@ -257,9 +253,7 @@ def get_image_saliency_plot(
     return figure
 
 
-def draw_tensorwatch(
-    results: Sequence[Any], cols: int = 2, figsize: tuple[float, float] | None = None
-) -> Figure:
+def draw_tensorwatch(results: Sequence[Any], cols: int = 2, figsize: tuple[float, float] | None = None) -> Figure:
     """Draw results as TensorWatch does: each map in its own colours and opacity, in a pyplot figure."""
     import matplotlib.pyplot as plt
 

@@ -86,9 +86,7 @@ def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
     return torch.copysign(width, z).add_(z)
 
 
-def divide(
-    R: Tensor, z: Tensor, epsilon: float, relative: bool = False, sign: int = 0, spent: bool = False
-) -> Tensor:
+def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False, sign: int = 0, spent: bool = False) -> Tensor:
     """R / s(z); where s(z) is exactly 0 (only without stabiliser) the relevance is dropped.
 
     Half-precision operands are divided in float32: 1e-6 is subnormal there and R / 1e-6 overflows.
@@ -469,9 +467,7 @@ class AlphaBeta(_LinearRule):
     bias into both denominators; that is a bug and is not reproduced (see ``docs/differences.md``).
     """
 
-    def __init__(
-        self, alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, bias: BiasMode = "keep"
-    ) -> None:
+    def __init__(self, alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
         if alpha < 0 or beta < 0 or abs(alpha - beta - 1.0) > 1e-6:
             raise InputError(f"alpha and beta must be >= 0 with alpha - beta = 1, got {alpha} and {beta}")

@@ -163,9 +163,7 @@ def _device(name: Any, model: nn.Module) -> torch.device:
         return device_of(model)
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"device {str(name)!r} was asked for but no CUDA device is available: leave device=None."
-        )
+        raise InputError(f"device {str(name)!r} was asked for but no CUDA device is available: leave device=None.")
     return device
 
 
@@ -240,13 +238,7 @@ def _is_model_input(raw: Any) -> bool:
     """A tensor that is no picture: normalised (negative values), a batch, a signal, a table row."""
     if not isinstance(raw, Tensor) or not raw.is_floating_point():
         return False
-    return (
-        raw.ndim == 4
-        and raw.shape[0] != 1
-        or raw.ndim not in (3, 4)
-        or raw.numel() > 0
-        and bool(raw.min() < 0)
-    )
+    return raw.ndim == 4 and raw.shape[0] != 1 or raw.ndim not in (3, 4) or raw.numel() > 0 and bool(raw.min() < 0)
 
 
 def _prepare(
@@ -284,9 +276,7 @@ def _ask(model: nn.Module, x: Tensor, label: Any, names: Sequence[str] | None) -
     scores = question.scores[0].double()
     index = int(question.target[0])
     names = names if names is not None else _class_names(model)
-    shares = (
-        scores if bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3 else scores.softmax(0)
-    )
+    shares = scores if bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3 else scores.softmax(0)
     facts = {"class_name": _name(names, index), "score": float(shares[index])}
     if len(shares) > 1:
         others = shares.clone()

@@ -68,9 +68,7 @@ class LoopbackWatcher(tensorwatch.Watcher):
         As TensorWatch's.
     """
 
-    def __init__(
-        self, filename: str | None = None, port: int | None = None, srv_name: str | None = None
-    ) -> None:
+    def __init__(self, filename: str | None = None, port: int | None = None, srv_name: str | None = None) -> None:
         super().__init__(filename=filename, port=port, srv_name=srv_name)
 
     def _open_devices(self) -> None:
@@ -119,9 +117,7 @@ def open_stream(name: str = STREAM, filename: str | None = None, port: int | Non
         If not exactly one of the two is given.
     """
     if (filename is None) == (port is None):
-        raise InputError(
-            "open_stream needs either filename= (what the watcher writes) or port= (where it sends)."
-        )
+        raise InputError("open_stream needs either filename= (what the watcher writes) or port= (where it sends).")
     device = f"file:{filename}" if port is None else f"tcp:{port}"
     client = tensorwatch.WatcherClient(port=port)
     stream = client.open_stream(name=name, devices=[device])
@@ -228,9 +224,7 @@ class SaliencyLogger:
             text = f"{type(error).__name__}: {error}"
             if text not in self._failed:
                 self._failed.add(text)
-                warnings.warn(
-                    f"saliency was not logged ({text}); training goes on.", RuntimeWarning, stacklevel=3
-                )
+                warnings.warn(f"saliency was not logged ({text}); training goes on.", RuntimeWarning, stacklevel=3)
             return False
         return True
 
@@ -244,9 +238,7 @@ class SaliencyLogger:
             items += [_image_data(picture, f"step {step}"), _image_data(overlay, title)]
         return items
 
-    def _overlay(
-        self, place: int, picture: np.ndarray, tensor: Tensor, geometry: Any
-    ) -> tuple[np.ndarray, str]:
+    def _overlay(self, place: int, picture: np.ndarray, tensor: Tensor, geometry: Any) -> tuple[np.ndarray, str]:
         from .widget import blend
 
         x = tensor.to(device_of(self.model))
@@ -287,12 +279,8 @@ class SaliencyView(Stream):
         super().__init__(stream_name="saliency view")
         self.columns, self.history = columns, history
         self.frames: list[bytes] = []
-        self.image = ipywidgets.Image(
-            value=_blank(), format="png", layout=ipywidgets.Layout(max_width="100%")
-        )
-        self.slider = ipywidgets.IntSlider(
-            0, 0, 0, description="Shown", continuous_update=True, disabled=True
-        )
+        self.image = ipywidgets.Image(value=_blank(), format="png", layout=ipywidgets.Layout(max_width="100%"))
+        self.slider = ipywidgets.IntSlider(0, 0, 0, description="Shown", continuous_update=True, disabled=True)
         self.status = ipywidgets.Label("waiting for the first step")
         self.box = ipywidgets.VBox([self.image, ipywidgets.HBox([self.slider, self.status])])
         self.slider.observe(lambda change: self._show(change["new"]), "value")

@@ -33,9 +33,7 @@ class RelevantText:
         If there is not one finite number per token.
     """
 
-    def __init__(
-        self, tokens: Sequence[str], relevance: Any, title: str = "", percentile: float = 100.0
-    ) -> None:
+    def __init__(self, tokens: Sequence[str], relevance: Any, title: str = "", percentile: float = 100.0) -> None:
         self.tokens = [str(token) for token in tokens]
         values = np.asarray(_to_numpy(relevance), dtype=np.float64)
         self.relevance = values.sum(-1) if values.ndim == 2 else values
@@ -57,12 +55,8 @@ class RelevantText:
         return np.clip(self.relevance / limit, -1, 1) if limit else np.zeros(len(self.tokens))
 
     def _repr_html_(self) -> str:
-        spans = "".join(
-            self._span(*item) for item in zip(self.tokens, self.relevance, self._strengths(), strict=True)
-        )
-        title = (
-            f"<p style='margin:0 0 4px'><strong>{html.escape(self.title)}</strong></p>" if self.title else ""
-        )
+        spans = "".join(self._span(*item) for item in zip(self.tokens, self.relevance, self._strengths(), strict=True))
+        title = f"<p style='margin:0 0 4px'><strong>{html.escape(self.title)}</strong></p>" if self.title else ""
         return (
             f"<div style='line-height:2;max-width:60em;overflow-wrap:anywhere'>{title}{spans}"
             f"<p style='margin:4px 0 0;font-size:smaller'>Σ relevance {self.relevance.sum():+.4g}. "
@@ -93,9 +87,7 @@ class RelevantText:
         return f"RelevantText({name}{len(self.tokens)} tokens; strongest: {strongest})"
 
 
-def show_text(
-    tokens: Sequence[str], relevance: Any, title: str = "", percentile: float = 100.0
-) -> RelevantText:
+def show_text(tokens: Sequence[str], relevance: Any, title: str = "", percentile: float = 100.0) -> RelevantText:
     """Colour words by their relevance (red for, blue against); the result shows itself.
 
     Parameters

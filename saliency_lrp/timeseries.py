@@ -98,9 +98,7 @@ def _band(axis: Any, moments: np.ndarray, curve: np.ndarray, score: np.ndarray, 
     return mesh
 
 
-def _checked(
-    series: Any, relevance: Any, time: Any, names: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(series: Any, relevance: Any, time: Any, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     values, scores = (
         np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
         for given in (series, relevance)
@@ -115,9 +113,7 @@ def _checked(
     values, scores = np.atleast_2d(values), np.atleast_2d(scores)
     moments = np.arange(values.shape[1], dtype=float) if time is None else np.asarray(time, dtype=float)
     if moments.shape != (values.shape[1],) or not (np.diff(moments) > 0).all():
-        raise InputError(
-            f"time should be {values.shape[1]} increasing numbers, not an array of shape {moments.shape}."
-        )
+        raise InputError(f"time should be {values.shape[1]} increasing numbers, not an array of shape {moments.shape}.")
     if names and len(names) != len(values):
         raise InputError(f"{len(names)} names were given for {len(values)} channels.")
     return values, scores, moments

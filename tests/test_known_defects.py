@@ -57,8 +57,9 @@ def linear(weight: list, bias: list | None = None) -> nn.Linear:
 
 def batch_norm(weight: float, bias: float, mean: float, var: float, eps: float) -> nn.BatchNorm1d:
     layer = nn.BatchNorm1d(1, eps=eps, dtype=torch.float64).eval()
-    for stored, value in zip((layer.weight, layer.bias, layer.running_mean, layer.running_var),
-                             (weight, bias, mean, var), strict=True):
+    for stored, value in zip(
+        (layer.weight, layer.bias, layer.running_mean, layer.running_var), (weight, bias, mean, var), strict=True
+    ):
         stored.data.fill_(value)
     return layer
 

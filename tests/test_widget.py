@@ -18,9 +18,7 @@ from saliency_lrp.widget import SIGNS, SaliencyWidget, blend, colour_limit, colo
 def make(selected=("lrp", "grad_x_input"), **options):
     size = options.pop("size", 32)
     source = KnownSource(size, pause=options.pop("pause", 0.02))
-    widget = SaliencyWidget(
-        source, selected=selected, rule="epsilon", target=options.pop("target", 0), **options
-    )
+    widget = SaliencyWidget(source, selected=selected, rule="epsilon", target=options.pop("target", 0), **options)
     return widget, source
 
 

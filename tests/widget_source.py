@@ -49,10 +49,7 @@ class KnownSource:
 
     def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]:
         self.calls.append(("layer", name, target, rule))
-        entries = [
-            {"index": index, "relevance": 1.0 / (index + 1), "share": 0.5 / (index + 1)}
-            for index in (3, 1, 7)
-        ]
+        entries = [{"index": index, "relevance": 1.0 / (index + 1), "share": 0.5 / (index + 1)} for index in (3, 1, 7)]
         maps = np.stack([self._wave(name, entry["index"])[::4, ::4] for entry in entries])
         return Map(self._wave(name, target, rule)), Channels(entries, maps)
 
@@ -67,6 +64,4 @@ class KnownSource:
         for _ in range(100 if name == "slow" else 1):
             watch.step(total=100)
             time.sleep(self.pause if name == "slow" else 0)
-        return Map(
-            self._wave(name, target), warnings=("nearly nothing is relevant",) if name == "weak" else ()
-        )
+        return Map(self._wave(name, target), warnings=("nearly nothing is relevant",) if name == "weak" else ())

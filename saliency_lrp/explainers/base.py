@@ -48,8 +48,7 @@ def check_model(model: object) -> None:
         )
     if any(_is_quantised(module) for module in model.modules()):
         raise InputError(
-            "quantised models have no gradients and cannot be explained: pass the float model that "
-            "was quantised."
+            "quantised models have no gradients and cannot be explained: pass the float model that was quantised."
         )
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise InputError(
@@ -94,8 +93,7 @@ def run_model(model: nn.Module, x: Tensor) -> Any:
             hint = f" Its first convolution takes {conv.in_channels} channels, the input has {x.shape[1]}."
         kind = ModelCallError if isinstance(error, RuntimeError) else InputError
         raise kind(
-            f"{type(model).__name__} could not run on an input of shape {tuple(x.shape)}.{hint} "
-            f"It said: {error}"
+            f"{type(model).__name__} could not run on an input of shape {tuple(x.shape)}.{hint} It said: {error}"
         ) from error
 
 
@@ -175,9 +173,7 @@ def resolve_target(scores: Tensor, label: Target) -> Tensor:
         raise InputError(f"{len(indices)} labels were given for a batch of {n}: give one, or one per item.")
     for index in indices:
         if not 0 <= index < classes:
-            raise InputError(
-                f"label {index} is out of range: the model has {classes} classes, 0 to {classes - 1}."
-            )
+            raise InputError(f"label {index} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
     return torch.tensor(indices, device=scores.device).expand(n)
 
 
@@ -207,8 +203,7 @@ class Question:
         if not isinstance(scores, Tensor) or scores.shape != (x.shape[0],):
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise InputError(
-                f"label=callable should return one number per item, a tensor of shape ({x.shape[0]},), "
-                f"not {shape}."
+                f"label=callable should return one number per item, a tensor of shape ({x.shape[0]},), not {shape}."
             )
         return scores
 
@@ -281,7 +276,5 @@ class Explainer:
             result = self.attribute(x, Question(self.model, ind))
         result = result.detach().to(inp)
         if not torch.isfinite(result).all():
-            raise InputError(
-                f"{type(self).__name__} produced NaN or infinite values for this model and input."
-            )
+            raise InputError(f"{type(self).__name__} produced NaN or infinite values for this model and input.")
         return result

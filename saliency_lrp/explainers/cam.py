@@ -122,9 +122,7 @@ def find_layer(model: nn.Module, layer_path: str | Sequence[str]) -> nn.Module:
     return modules[name]
 
 
-def class_activation(
-    model: nn.Module, x: Tensor, question: Question, layer_path: str | Sequence[str] | None
-) -> Tensor:
+def class_activation(model: nn.Module, x: Tensor, question: Question, layer_path: str | Sequence[str] | None) -> Tensor:
     """Signed Grad-CAM of every item, (N, 1, h, w) on the grid of the layer.
 
     Without `layer_path` the layer is the last one with a spatial map on which the score depends
@@ -178,9 +176,7 @@ class GradCam(Explainer):
         speaks against it, with negative sign.
     """
 
-    def __init__(
-        self, model: nn.Module, layer_path: str | Sequence[str] | None = None, relu: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, layer_path: str | Sequence[str] | None = None, relu: bool = True) -> None:
         super().__init__(model)
         if layer_path is not None:
             find_layer(self.model, layer_path)

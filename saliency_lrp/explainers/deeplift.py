@@ -32,8 +32,7 @@ POINTWISE = frozenset(
     "abs exp expm1 log log1p sqrt rsqrt square reciprocal pow sin cos".split()
 )
 MAXIMA = frozenset(
-    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-    "adaptive_max_pool3d amax".split()
+    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax".split()
 )
 PRODUCTS = frozenset("mul multiply matmul bmm mm mv einsum baddbmm addcmul".split())
 OTHERS = frozenset(
@@ -193,8 +192,7 @@ class _Bound:
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         values = [
-            self._put(s, v, tensors)
-            for s, v in zip(self.slots, (*self.args, *self.kwargs.values()), strict=True)
+            self._put(s, v, tensors) for s, v in zip(self.slots, (*self.args, *self.kwargs.values()), strict=True)
         ]
         n = len(self.args)
         output = self.func(*values[:n], **dict(zip(self.kwargs, values[n:], strict=True)))

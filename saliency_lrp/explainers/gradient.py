@@ -129,9 +129,7 @@ class RandomExplainer(Explainer):
         for i in range(len(x)):
             torch.manual_seed(self.seed)
             maps.append(
-                self.attribute_one(
-                    x[i : i + 1], question, None if target is None else target[i : i + 1], batch
-                )
+                self.attribute_one(x[i : i + 1], question, None if target is None else target[i : i + 1], batch)
             )
         return torch.cat(maps)
 

@@ -27,9 +27,7 @@ def default_window(sides: tuple[int, ...]) -> int:
 
 def _spatial(x: Tensor, method: str) -> tuple[int, ...]:
     if x.ndim < 3:
-        raise InputError(
-            f"{method} needs an input of shape (N, C, ...) with spatial sides, not {tuple(x.shape)}."
-        )
+        raise InputError(f"{method} needs an input of shape (N, C, ...) with spatial sides, not {tuple(x.shape)}.")
     return tuple(x.shape[2:])
 
 

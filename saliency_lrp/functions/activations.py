@@ -61,9 +61,7 @@ class ActivationSite(Site):
             return (c * ((y > 0) if self.op == "relu" else (y > 0) & (y < 6)),)
         with torch.enable_grad():
             x = self.input.detach().requires_grad_(True)
-            out = self.func(
-                *fill(self.args, [x.clone()]), **{k: fill(v, [x]) for k, v in self.kwargs.items()}
-            )
+            out = self.func(*fill(self.args, [x.clone()]), **{k: fill(v, [x]) for k, v in self.kwargs.items()})
         return torch.autograd.grad(out, x, c.to(out.dtype))
 
 
@@ -84,9 +82,7 @@ def activation(call: Call) -> Any:
 
         return unknown(call)  # constant ** x and the like
     tag = tag_of(x)
-    nonnegative = call.name in NONNEGATIVE or (
-        call.name in KEEPS_SIGN and tag is not None and tag.nonnegative
-    )
+    nonnegative = call.name in NONNEGATIVE or (call.name in KEEPS_SIGN and tag is not None and tag.nonnegative)
     site, before = ActivationSite(call), behind_relu(call, tag)
     if before is not None:
         before.result = None  # the ReLU's output will serve; an in-place one need not save what it writes over
@@ -135,9 +131,7 @@ def _negative_power(call: Call) -> bool:
 
 def parametrised(call: Call) -> Any:
     """The first activation is the signal; slopes and bounds computed from the input count as constants."""
-    call.interceptor.note(
-        f"{call.name} at {call.path!r}: its parameter depends on the input; it counts as a constant"
-    )
+    call.interceptor.note(f"{call.name} at {call.path!r}: its parameter depends on the input; it counts as a constant")
     return call.node(ActivationSite(call), [call.activations[0]])
 
 

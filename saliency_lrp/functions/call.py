@@ -22,9 +22,7 @@ class Tag:
 
     __slots__ = ("trace", "site", "gate", "nonnegative", "version", "readers", "place", "source", "source_version")
 
-    def __init__(
-        self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False
-    ) -> None:
+    def __init__(self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False) -> None:
         self.trace = trace
         self.site = site
         self.gate = gate
