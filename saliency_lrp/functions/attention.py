@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rules import Rule, divide, unmasked, working
+from ..rules import Rule
+from ..rules.arithmetic import divide, unmasked, working
 from .call import Call
 from .registry import handles
 from .site import Site

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..rules import Part, Rule, sum_of_parts, working
+from ..rules import Part, Rule
+from ..rules.arithmetic import sum_of_parts, working
 from .call import Call, tag_of
 from .registry import handles
 from .site import Site

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rules import working
+from ..rules.arithmetic import working
 from .call import Call
 from .registry import handles
 from .site import Site, runs_again_alike

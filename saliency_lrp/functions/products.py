@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rules import divide, working
+from ..rules.arithmetic import divide, working
 from .attention import matrix_shares
 from .call import GATE, PLAIN, Call, stored, tag_of
 from .linear import Dense, GenericLinear, linear_node

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ..rules import working
+from ..rules.arithmetic import working
 from .call import Call
 from .decomposed import DecomposedSite
 from .linear import Dense, linear_node

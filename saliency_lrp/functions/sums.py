@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rules import working
+from ..rules.arithmetic import working
 from .call import GATE, PLAIN, Call, tag_of
 from .registry import handles, kind
 from .site import Site

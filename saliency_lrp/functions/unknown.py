@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..rules import working
+from ..rules.arithmetic import working
 from .call import Call
 from .registry import kind
 from .site import Site

@@ -1,174 +1,26 @@
-"""The LRP rules: how one site hands the relevance of its output to its inputs.
-
-A *site* is one call of a torch function during the traced forward pass. Every rule is a small class with one
-method, ``relevance(site, R)``, that maps the relevance of the site's output to the relevance of each of its
-inputs. A rule sees a site only through
-
-* ``site.inputs``, ``site.output`` -- the activations that went in and came out,
-* ``site.vjp(c)`` -- the transposed Jacobian of the (linearised) function applied to ``c``, one tensor per input,
-
-and, on linear sites (convolutions, dense layers, folded batch norms, ...), through
-
-* ``site.weight``, ``site.bias`` -- with a following batch norm already folded in,
-* ``site.forward(a, w)``, ``site.transpose(c, w)`` -- the bias-free map and its transpose for any weight.
-
-Notation: input a, weight w, bias b, output z = Σ a w + b, a⁺ = max(a, 0), a⁻ = min(a, 0), and the signed
-stabiliser s(z) = z + ε·sgn(z) with sgn(0) = +1.
-
-Papers: Bach et al. 2015 (ε, αβ), Montavon et al. 2017 (z⁺, z^B, w²: deep Taylor), Montavon et al. 2019 (γ, 0),
-Lapuschkin et al. 2019 (flat), Andéol et al. 2021 (generalised γ), Arras et al. 2017 (signal takes all),
-Achtibat et al. 2024 (AttnLRP: uniform, softmax), Zeiler & Fergus 2014 (DeconvNet),
-Springenberg et al. 2015 (guided backpropagation), Zhang et al. 2018 (excitation backpropagation).
-"""
+"""Rules on linear sites: convolutions, dense layers, folded batch norms, products with constants."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import InputError, unknown_name
-
-BiasMode = Literal["keep", "zero", "distribute"]
-
-RULES: dict[str, type[Rule]] = {}
-
-
-def list_rules() -> list[str]:
-    """Names of all rules, sorted."""
-    return sorted(RULES)
-
-
-def get(name: str, **options: Any) -> Rule:
-    """Build a rule by its class name, such as ``get("Epsilon", epsilon=1e-9)``."""
-    if name not in RULES:
-        raise unknown_name("rule", name, RULES)
-    return RULES[name](**options)
-
-
-# --------------------------------------------------------------------------------------------- stabiliser
-
-
-def stabilizer_width(z: Tensor, epsilon: float, relative: bool) -> float | Tensor:
-    """ε itself, or ε · rms(z) of each sample (the first axis) where ``relative``."""
-    if not relative:
-        return epsilon
-    axes = tuple(range(1, z.dim())) if z.dim() > 1 else tuple(range(z.dim()))
-    size = math.prod(z.shape[axis] for axis in axes)
-    rms = torch.linalg.vector_norm(z, dim=axes, keepdim=True) / math.sqrt(max(size, 1))
-    # where all z are 0 there is no scale: any width guards the division
-    return epsilon * torch.where(rms > 0, rms, 1.0)
-
-
-def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
-    """s(z) = z + ε·sgn(z), sgn(0) = +1; for complex z the sign is z / |z|.
-
-    Parameters
-    ----------
-    z : Tensor
-        Denominators.
-    epsilon : float
-        Width of the stabiliser, absolute or in units of rms(z) of each sample.
-    relative : bool
-        Whether ``epsilon`` is relative (scale-free, Montavon et al. 2019 section 10.2).
-    """
-    width = stabilizer_width(z, epsilon, relative)
-    if z.is_complex():
-        return z + width * torch.where(z == 0, torch.ones_like(z), torch.sgn(z))
-    if not isinstance(width, Tensor):
-        width = torch.full((), width, dtype=z.dtype, device=z.device)
-    return torch.copysign(width, z).add_(z)
-
-
-def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False, sign: int = 0, spent: bool = False) -> Tensor:
-    """R / s(z); where s(z) is exactly 0 (only without stabiliser) the relevance is dropped.
-
-    Half-precision operands are divided in float32: 1e-6 is subnormal there and R / 1e-6 overflows.
-
-    Parameters
-    ----------
-    R, z, epsilon, relative
-        As in :func:`stabilize`; R may have an axis of several maps before those of z.
-    sign : {0, 1, -1}
-        1 or -1 where z is known to be of no other sign, which saves a pass over its signs; 0 has the sign given.
-    spent : bool
-        Whether z is of no use afterwards, so that it may be written over.
-    """
-    R, z = working(R), working(z)
-    if epsilon == 0:
-        some = (z != 0).to(z.dtype)
-        return torch.div(R, 1 - some + z).mul_(some)
-    if sign:
-        s = torch.add(z, sign * stabilizer_width(z, epsilon, relative), out=z if spent else None)
-    else:
-        s = stabilize(z, epsilon, relative)
-    if R.dtype == s.dtype and R.shape == s.shape:
-        return torch.div(R, s, out=s)  # s is ours: one pass over fresh memory less
-    return R / s
-
-
-def denominators(site: Any, relative: bool) -> tuple[Tensor, int]:
-    """The outputs to divide by, and their sign where it is known; a relative stabiliser looks at all of them."""
-    return (site.uncut(), 0) if relative else (site.output, int(site.rectified))
-
-
-def working(t: Tensor) -> Tensor:
-    """The tensor in a dtype that relevance can be computed in: half precision becomes float32."""
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-
-
-# --------------------------------------------------------------------------------------------- base classes
-
-
-class Rule:
-    """How a site hands relevance back. Subclass it and give ``kinds`` and ``relevance``; it is then registered.
-
-    Attributes
-    ----------
-    kinds : frozenset of str
-        The kinds of sites that the rule is defined for (see ``saliency_lrp/functions/README.md``).
-    """
-
-    kinds: ClassVar[frozenset[str]] = frozenset()
-    #: whether activations must keep their input for this rule, also where their output tells the gradient
-    needs_preactivation: ClassVar[bool] = False
-    #: whether the rule also takes relevance of several maps at once, in an axis before those of the output
-    takes_several: bool = False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith("_"):
-            RULES[cls.__name__] = cls
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        """Relevance of each input of ``site``, given the relevance ``R`` of its output."""
-        raise NotImplementedError
-
-    def applies_to(self, site: Any) -> bool:
-        """Whether the rule is defined for this kind of site."""
-        return site.kind in self.kinds
-
-    def __repr__(self) -> str:
-        names = [n for n in constructor_parameters(type(self)) if n in vars(self)]
-        return f"{type(self).__name__}({', '.join(f'{n}={vars(self)[n]!r}' for n in names)})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and repr(self) == repr(other)
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
-
-
-@functools.cache
-def constructor_parameters(cls: type) -> tuple[str, ...]:
-    """Names that a class's own or inherited constructor takes; looked up once, because it is slow."""
-    return tuple(inspect.signature(cls.__init__).parameters)
+from ..errors import InputError, unknown_name
+from .arithmetic import (
+    denominators,
+    divide,
+    negative,
+    positive,
+    stabilizer_width,
+    sum_of_parts,
+    where_positive,
+    working,
+)
+from .base import BiasMode, Rule
 
 
 @dataclass(slots=True)
@@ -200,7 +52,7 @@ class Part:
             self.terms = [(torch.cat(inputs, site.channel_axis), torch.cat(weights, 1))]
 
 
-class _LinearRule(Rule):
+class LinearRule(Rule, abstract=True):
     """Rules on linear sites, written as a few :class:`Part` s; this class does the dividing and transposing."""
 
     kinds = frozenset({"linear"})
@@ -300,26 +152,6 @@ def contributions(site: Any, part: Part) -> Tensor:
     return total if part.bias is None else total.add_(site.as_output(part.bias))
 
 
-def sum_of_parts(t: Tensor, n: int, axis: int) -> Tensor:
-    """The sum of ``n`` equal parts of a tensor along an axis."""
-    return t.unflatten(axis, (n, -1)).sum(axis - 1 if axis < 0 else axis)
-
-
-def positive(t: Tensor) -> Tensor:
-    """max(t, 0)."""
-    return t.clamp(min=0)
-
-
-def negative(t: Tensor) -> Tensor:
-    """min(t, 0)."""
-    return t.clamp(max=0)
-
-
-def where_positive(R: Tensor, z: Tensor) -> Tensor:
-    """R where z > 0, else 0; on CPUs an order of magnitude faster than ``torch.where``."""
-    return torch.ops.aten.threshold_backward(working(R), z, 0)
-
-
 def split_terms(
     site: Any, w: Tensor, same: Callable[[Tensor], Tensor], opposite: Callable[[Tensor], Tensor]
 ) -> list[tuple[Tensor | None, Tensor]]:
@@ -356,10 +188,7 @@ def negative_part(site: Any, weight: Factored, b: Tensor | None) -> Part:
     return Part(split_terms(site, w, negative, positive), None if b is None else negative(b), scale, sign=-1)
 
 
-# --------------------------------------------------------------------------------------------- linear rules
-
-
-class Epsilon(_LinearRule):
+class Epsilon(LinearRule):
     """LRP-ε: ``R_i = a_i Σ_j w_ij R_j / s(z_j)`` (Bach et al. 2015, eq. 58).
 
     Parameters
@@ -395,7 +224,7 @@ class ZeroRule(Epsilon):
         super().__init__(0.0, False, bias)
 
 
-class Gamma(_LinearRule):
+class Gamma(LinearRule):
     """LRP-γ: ``R_i = a_i Σ_j (w + γ w⁺)_ij R_j / s(Σ a (w + γ w⁺) + b)`` (Montavon et al. 2019).
 
     Meant for non-negative inputs: they are not split by sign, and the bias is used as it is. These are captum's
@@ -411,7 +240,7 @@ class Gamma(_LinearRule):
         yield Part([(site.input, favoured(self.gamma, positive)(w))], self.bias_of(site), scale)
 
 
-class GeneralizedGamma(_LinearRule):
+class GeneralizedGamma(LinearRule):
     """Generalised LRP-γ for inputs and outputs of any sign (Andéol et al. 2021; zennit's ``Gamma``).
 
     Where the output is positive, positive contributions count (1 + γ) times:
@@ -448,7 +277,7 @@ class GeneralizedGamma(_LinearRule):
         return torch.add(z, z_pos, alpha=self.gamma, out=z_pos), down
 
 
-class ZPlus(_LinearRule):
+class ZPlus(LinearRule):
     """LRP-z⁺: ``R_i = Σ_j (a⁺w⁺ + a⁻w⁻)_ij R_j / s(Σ a⁺w⁺ + a⁻w⁻ + b⁺)`` (Montavon et al. 2017).
 
     Equal to αβ with α = 1, β = 0. Inputs are split by sign, so negative inputs are handled rightly.
@@ -458,7 +287,7 @@ class ZPlus(_LinearRule):
         yield positive_part(site, site.factored(), self.bias_of(site))
 
 
-class AlphaBeta(_LinearRule):
+class AlphaBeta(LinearRule):
     """LRP-αβ: α times the positive share minus β times the negative share (Bach et al. 2015, eq. 60).
 
     ``R_i = α Σ_j (a⁺w⁺ + a⁻w⁻) R_j / s(Σ a⁺w⁺ + a⁻w⁻ + b⁺) − β Σ_j (a⁺w⁻ + a⁻w⁺) R_j / s(Σ a⁺w⁻ + a⁻w⁺ + b⁻)``
@@ -490,7 +319,7 @@ class AlphaBeta(_LinearRule):
         yield down
 
 
-class AlphaBetaX(_LinearRule):
+class AlphaBetaX(LinearRule):
     """iNNvestigate's AlphaBetaX: the four sign combinations of input and weight, each divided by its own sum.
 
     ``R = α₀ P(a⁺w⁺) + α₁ P(a⁻w⁻) − β₀ P(a⁺w⁻) − β₁ P(a⁻w⁺)`` with ``P(aw)_i = Σ_j (aw)_ij R_j / s(Σ_i (aw)_ij + b±)``,
@@ -528,7 +357,7 @@ class AlphaBetaX(_LinearRule):
                 yield Part([(part_of_a, part_of_w)], part_of_b, share=share)
 
 
-class WSquare(_LinearRule):
+class WSquare(LinearRule):
     """LRP-w²: ``R_i = Σ_j w²_ij R_j / s(Σ_i w²_ij)`` (Montavon et al. 2017), for unbounded real inputs.
 
     The paper and iNNvestigate have no bias here, hence the default ``bias="zero"``; with ``"keep"`` b² joins the
@@ -543,7 +372,7 @@ class WSquare(_LinearRule):
         yield Part([(None, site.weight**2)], None if b is None else b**2)
 
 
-class Flat(_LinearRule):
+class Flat(LinearRule):
     """LRP-flat: every connected input gets the same share (Lapuschkin et al. 2019); aware of borders."""
 
     def __init__(self, epsilon: float = 1e-6) -> None:
@@ -553,7 +382,7 @@ class Flat(_LinearRule):
         yield Part([(None, torch.ones_like(site.weight))])
 
 
-class ZBox(_LinearRule):
+class ZBox(LinearRule):
     """LRP-z^B for inputs in a box, such as pixels (Montavon et al. 2017; iNNvestigate's ``BoundedRule``).
 
     ``R_i = Σ_j (a w − l w⁺ − h w⁻)_ij R_j / s(Σ_i (a w − l w⁺ − h w⁻)_ij)``
@@ -590,7 +419,7 @@ class ZBox(_LinearRule):
             ) from None
 
 
-class Power(_LinearRule):
+class Power(LinearRule):
     """The e-rule of Pytorch-LRP and TensorWatch: ``R_i = a_i^p Σ_j w_ij^p R_j / (z_j + ε·sign z_j)``, z = Σ a^p w^p.
 
     Parameters
@@ -630,7 +459,7 @@ class Power(_LinearRule):
         return t**self.p
 
 
-class Beta(_LinearRule):
+class Beta(LinearRule):
     """The b-rule of Pytorch-LRP and TensorWatch: αβ with α = 1 + β, bias left out, and rare neurons rescaled.
 
     ``R_i = (1 + β) · positive share − β · negative share``. An output that only has contributions of one sign (a
@@ -674,345 +503,3 @@ class Rectified(Rule):
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return self.then.relevance(site, positive(R))
-
-
-class SplitBatchNorm(Rule):
-    """A batch norm takes the rule ``rule`` by itself, the linear layer it follows the rule ``then``.
-
-    Without it they are one layer, folded. A batch norm is not one-to-one in value, so that folding is the better
-    choice; this is for the numbers of peers that do not fold (captum: ε on both; see ``docs/differences.md``).
-    """
-
-    kinds = frozenset({"linear"})
-
-    def __init__(self, rule: Rule, then: Rule) -> None:
-        self.rule = rule
-        self.then = then
-
-    def applies_to(self, site: Any) -> bool:
-        return site.kind == "linear" and site.batch_norm is not None
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        (R_norm,) = self.rule.relevance(site.batch_norm_alone(), R)
-        return site.below_batch_norm(self.then, R_norm)
-
-
-class PassBatchNorm(SplitBatchNorm):
-    """A batch norm passes relevance unchanged; the linear layer it follows takes the rule ``then``.
-
-    The convention of Pytorch-LRP and TensorWatch, and of zennit without its canonizers.
-    """
-
-    def __init__(self, then: Rule) -> None:
-        super().__init__(Pass(), then)
-
-
-class BatchNormReverse(Rule):
-    """iNNvestigate's rule for a batch norm of its own: ``R_in = R · x (y − β) / ((x − μ) y)``, stabilised.
-
-    On a site where a linear layer and its batch norm were folded, the batch norm takes this rule and the linear
-    layer the rule ``then``.
-    """
-
-    kinds = frozenset({"linear"})
-
-    def __init__(self, epsilon: float = 1e-7, then: Rule | None = None) -> None:
-        self.epsilon = epsilon
-        self.then = then if then is not None else Epsilon(1e-7)
-
-    def applies_to(self, site: Any) -> bool:
-        return site.kind == "linear" and site.batch_norm is not None
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, shift = site.batch_norm_input(), *site.batch_norm_constants()
-        y = site.output
-        ratio = divide(x * (y - shift), (x - mean) * y, self.epsilon)
-        return site.below_batch_norm(self.then, working(R) * ratio)
-
-
-# --------------------------------------------------------------------------------------------- any kind of site
-
-ANY_KIND = frozenset(
-    {
-        "linear",
-        "sum",
-        "activation",
-        "scale",
-        "product",
-        "gate",
-        "matmul",
-        "softmax",
-        "attention",
-        "normalisation",
-        "recurrent",
-        "steps",
-        "unknown",
-    }
-)
-
-
-def message(a: Tensor, g: Tensor, last: bool = False) -> Tensor:
-    """a · g, in the memory of g where this is the last use of it."""
-    if g.is_complex():
-        return a * g.conj()
-    return g.mul_(a) if last else a * g
-
-
-class Norm(Rule):
-    """In proportion to contributions: ``R_i = a_i · [Jᵀ (R / s(z))]_i`` with J the site's linear part.
-
-    Serves sums, means, pooling, interpolation and normalisations (whose statistics count as constants), and is LRP-ε
-    on linear sites.
-
-    Parameters
-    ----------
-    epsilon : float
-        Stabiliser.
-    relative : bool
-        Measure ``epsilon`` in units of rms(z) of the sample.
-    bias : {"keep", "distribute"}
-        ``"keep"``: a constant operand acts as a bias; it and ε absorb their share. ``"distribute"``: that share is
-        spread evenly over the inputs, on sums of real tensors (other sites then take the next rule of the composite).
-    """
-
-    kinds = frozenset({"sum", "normalisation", "linear", "matmul", "unknown"})
-
-    def __init__(self, epsilon: float = 1e-12, relative: bool = False, bias: BiasMode = "keep") -> None:
-        if bias not in ("keep", "distribute"):
-            raise unknown_name("bias mode of Norm", bias, ("keep", "distribute"))
-        self.epsilon = epsilon
-        self.relative = relative
-        self.bias = bias
-
-    @property
-    def takes_several(self) -> bool:  # type: ignore[override]
-        return self.bias == "keep"
-
-    def applies_to(self, site: Any) -> bool:
-        return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        z, sign = denominators(site, self.relative)
-        c = divide(R, z, self.epsilon, self.relative, sign)
-        spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
-        # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
-        grads = site.vjp(c.conj() if c.is_complex() else c)
-        messages = tuple(
-            None if g is None else message(working(a), g, last=g is c and not any(g is h for h in grads[k + 1 :]))
-            for k, (a, g) in enumerate(zip(site.inputs, grads, strict=True))
-        )
-        if spread is None:
-            return messages
-        return tuple(None if m is None else m + share for m, share in zip(messages, spread, strict=True))
-
-    def taken(self, site: Any, c: Tensor) -> tuple[Tensor, ...] | None:
-        """What stabiliser and constants take: each input's part of it, or None where it is absorbed (and noted)."""
-        z = working(site.output)
-        by_epsilon = torch.where(z < 0, -c, c) * stabilizer_width(z, self.epsilon, self.relative)
-        if self.bias == "distribute":
-            parts = site.spread(by_epsilon + c * site.constant_part())
-            if parts is not None:
-                return parts
-        site.absorb(epsilon=by_epsilon)
-        return None
-
-
-class Taylor(Norm):
-    """What an op without a rule of its own gets: :class:`Norm`, reported to the user as not understood."""
-
-
-class Pass(Rule):
-    """Relevance passes unchanged: ``R_in = R``, for one-to-one functions (activations; a batch norm of its own)."""
-
-    kinds = frozenset({"activation", "scale", "normalisation", "linear", "softmax", "unknown", "sum"})
-    takes_several = True
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return site.pass_through(R)
-
-
-class Stop(Rule):
-    """Relevance ends here: every input gets 0. What arrived is noted in the account as absorbed by the rule."""
-
-    kinds = ANY_KIND
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        if site.account:
-            for r in R if isinstance(R, tuple) else (R,):
-                if r is not None:
-                    site.absorb(rule=r)
-        return (None,) * site.arity
-
-
-class Gradient(Rule):
-    """No relevance at all but the plain gradient, ``Jᵀ R``: for the gradient methods built on this engine."""
-
-    kinds = ANY_KIND
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return site.gradient(R)
-
-
-# --------------------------------------------------------------------------------------------- activations
-
-
-class DeconvNet(Rule):
-    """DeconvNet at a ReLU: ``R_in = max(R, 0)`` (Zeiler & Fergus 2014)."""
-
-    kinds = frozenset({"activation"})
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return (positive(R),)
-
-
-class GuidedBackprop(Rule):
-    """Guided backpropagation at a ReLU: ``R_in = max(R, 0) · [z > 0]`` (Springenberg et al. 2015)."""
-
-    kinds = frozenset({"activation"})
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return (positive(R) * (site.output > 0),)
-
-
-class BetaSmooth(Rule):
-    """The gradient of the softplus that replaces a ReLU: ``R_in = R · sigmoid(β z)`` (Dombrowski et al. 2019).
-
-    A trace keeps what went into its ReLUs only if a composite with this rule was chosen before the forward pass.
-    """
-
-    kinds = frozenset({"activation"})
-    needs_preactivation = True
-
-    def __init__(self, beta: float = 10.0) -> None:
-        self.beta = beta
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        if site.from_output:
-            raise InputError(
-                f"BetaSmooth needs what went into {site.describe()}, which was not kept; choose the composite "
-                'before the forward pass: RelevancePropagator(model, "beta_smooth").trace(...)'
-            )
-        return (R * torch.sigmoid(self.beta * site.input),)
-
-
-class ExcitationBackprop(Gradient):
-    """Excitation backpropagation at an activation: its gradient (Zhang et al. 2018); linear sites take z⁺."""
-
-    kinds = frozenset({"activation"})
-
-
-# --------------------------------------------------------------------------------------------- products, softmax
-
-
-class Uniform(Rule):
-    """Equal shares for the factors of a product: ``R_k = R / n`` (AttnLRP, Achtibat et al. 2024, prop. 3.2, 3.3).
-
-    A matrix product of two activations splits ``R / 2`` over the summands of each output in proportion.
-    """
-
-    kinds = frozenset({"product", "gate", "matmul"})
-
-    def __init__(self, epsilon: float = 1e-12) -> None:
-        self.epsilon = epsilon
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return site.split(R, [1.0 / site.arity] * site.arity, self.epsilon)
-
-
-class SignalTakesAll(Rule):
-    """A gate gets nothing, the signal it multiplies gets all (Arras et al. 2017); without a gate, equal shares."""
-
-    kinds = frozenset({"product", "gate", "matmul"})
-
-    def __init__(self, epsilon: float = 1e-12) -> None:
-        self.epsilon = epsilon
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        n = site.arity
-        signals = [k not in site.gates for k in range(n)]
-        if not any(signals):
-            signals = [True] * n
-        share = 1.0 / sum(signals)
-        return site.split(R, [share if s else 0.0 for s in signals], self.epsilon)
-
-
-def unmasked(x: Tensor, fill: float = 0.0) -> Tensor:
-    """``x`` with ``fill`` for what is masked by −inf."""
-    if x.device.type == "cpu" and x.numel() and bool(x.amin() > -math.inf):
-        return x  # asked of CPUs only: one cheap pass instead of several slow ones
-    return torch.where(torch.isinf(x), fill, x)
-
-
-class SoftmaxTaylor(Rule):
-    """Softmax by deep Taylor decomposition: ``R_i = x_i (R_i − y_i Σ_k R_k)`` (AttnLRP, proposition 3.1).
-
-    The sum runs along the softmax's own axis. Entries masked with −inf get 0.
-    """
-
-    kinds = frozenset({"softmax"})
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, R = unmasked(working(site.inputs[0])), working(site.output), working(R)
-        R_in = (R - y * R.sum(dim=site.dim, keepdim=True)).mul_(x)
-        if site.account:
-            site.absorb(rule=R.sum() - R_in.sum())
-        return (R_in,)
-
-
-class Unrolled(Rule):
-    """A fused call (LSTM, GRU, ...) takes its steps one by one; each is a site with a rule of its own."""
-
-    kinds = frozenset({"recurrent", "steps"})
-
-    def relevance(self, site: Any, R: Any) -> tuple[Tensor | None, ...]:
-        return site.through_steps(R)
-
-
-class _AttentionRule(Rule):
-    """Rules on a fused scaled dot-product attention, whose weights are recomputed in the backward pass."""
-
-    kinds = frozenset({"attention"})
-
-    def __init__(self, epsilon: float = 1e-12) -> None:
-        self.epsilon = epsilon
-
-
-class AttentionAttnLRP(_AttentionRule):
-    """AttnLRP (Achtibat et al. 2024): uniform at A·V and at Q·Kᵀ, deep Taylor at the softmax."""
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return site.through(Uniform(self.epsilon), SoftmaxTaylor(), R)
-
-
-class AttentionCPLRP(_AttentionRule):
-    """CP-LRP (Ali et al. 2022): the attention weights are a gate, the values take all."""
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return site.through(SignalTakesAll(self.epsilon), Stop(), R)
-
-
-# --------------------------------------------------------------------------------------------- zeros
-
-
-def _keeps_bias(rule: Any, site: Any) -> bool:
-    return getattr(rule, "bias", "keep") != "distribute"
-
-
-#: Rules that give no relevance to an input that is exactly 0, provided that outputs that are exactly 0 have none.
-#: A rule that is not here may give some; subclasses count as rules of their own.
-VANISHES: dict[type[Rule], Callable[[Any, Any], bool]] = {
-    **dict.fromkeys((Epsilon, ZeroRule, Gamma, GeneralizedGamma, ZPlus, AlphaBeta, AlphaBetaX, Beta), _keeps_bias),
-    **dict.fromkeys((Norm, Taylor), _keeps_bias),
-    **dict.fromkeys((Uniform, SignalTakesAll, SoftmaxTaylor, AttentionAttnLRP, AttentionCPLRP), lambda *_: True),
-    Stop: lambda *_: True,
-    Power: lambda rule, site: rule.p > 0 and _keeps_bias(rule, site),
-    Pass: lambda rule, site: site.keeps_zero,
-}
-
-
-def vanishes(rule: Rule, site: Any) -> bool:
-    """Whether :data:`VANISHES` holds for a rule at a site.
-
-    Where it holds for all rules of a pass, what a ReLU cut off needs no denominator of its own: its relevance is 0.
-    """
-    return VANISHES.get(type(rule), lambda *_: False)(rule, site)

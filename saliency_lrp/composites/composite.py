@@ -1,0 +1,105 @@
+"""Composite: a table from selectors to rules; the rows that every composite ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .. import rules as r
+from ..errors import InputError
+from ..rules import Rule
+from .selectors import Selector, at_output, kind, selects
+
+Row = tuple[Selector, Rule]
+
+
+def defaults(epsilon: float = 1e-12) -> list[Row]:
+    """The rows that every composite ends with: one per kind.
+
+    ``epsilon`` stabilises sums, products and normalisations, where relevance is in proportion to the denominator, so
+    that it only has to guard exact zeros.
+    """
+    return [
+        (kind("linear"), r.Epsilon(epsilon)),
+        (kind("sum", "normalisation"), r.Norm(epsilon)),
+        (kind("activation", "scale"), r.Pass()),
+        (kind("gate"), r.SignalTakesAll(epsilon)),
+        (kind("product", "matmul"), r.Uniform(epsilon)),
+        # a model that ends in a softmax is explained from its logits
+        ((kind("softmax"), at_output()), r.Pass()),
+        (kind("softmax"), r.SoftmaxTaylor()),
+        (kind("attention"), r.AttentionAttnLRP(epsilon)),
+        (kind("recurrent", "steps"), r.Unrolled()),
+        (kind("unknown"), r.Taylor(epsilon)),
+    ]
+
+
+def defaults_for(rule: Rule, epsilon: float = 1e-12) -> list[Row]:
+    """The defaults beside a rule on linear sites: where it spreads what biases take, sums do so, too."""
+    rows = defaults(epsilon)
+    if getattr(rule, "bias", "keep") == "distribute":
+        return [(kind("sum"), r.Norm(epsilon, bias="distribute")), *rows]
+    return rows
+
+
+class Composite:
+    """A table from selectors to rules.
+
+    Parameters
+    ----------
+    rows : iterable of (selector, Rule)
+        Earlier rows win.
+    base : list of (selector, Rule), optional
+        What sites get that no row selects; by default LRP-ε, AttnLRP in attention.
+    name : str
+        For printing.
+
+    Examples
+    --------
+    >>> from saliency_lrp import composites, rules
+    >>> boxed = composites.get("epsilon_plus") | composites.Composite([(composites.first(), rules.ZBox(-2, 2))])
+    """
+
+    def __init__(self, rows: Iterable[Row], base: list[Row] | None = None, name: str = "custom") -> None:
+        self.rows = list(rows)
+        self.base = defaults() if base is None else base
+        self.name = name
+        for row in (*self.rows, *self.base):
+            if not (isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], Rule)):
+                raise InputError(
+                    f"a row of a composite is a pair (selector, rule), such as (nn.Conv2d, rules.ZPlus()); got {row!r}"
+                )
+
+    def rule_for(self, site: Any) -> Rule:
+        """The rule that a site gets."""
+        for selector, rule in (*self.rows, *self.base):
+            if rule.applies_to(site) and selects(selector, site):
+                return rule
+        raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
+
+    @property
+    def needs_preactivation(self) -> bool:
+        """Whether a rule looks at what went into an activation."""
+        return any(rule.needs_preactivation for _, rule in (*self.rows, *self.base))
+
+    def __or__(self, override: Composite) -> Composite:
+        return Composite(override.rows + self.rows, self.base, f"{self.name} | {override.name}")
+
+    def explain(self, trace: Any) -> str:
+        """Which rule each site of a trace gets, as text, in execution order."""
+        lines = [f"{'#':>4}  {'module':<32} {'op':<20} {'kind':<14} rule"]
+        for site in trace.sites:
+            if not site.superseded:
+                lines.append(f"{site.index:>4}  {site.path:<32} {site.op:<20} {site.kind:<14} {self.rule_for(site)!r}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        def show(selector: Selector) -> str:
+            if isinstance(selector, tuple):
+                return " & ".join(show(s) for s in selector)
+            return selector.__name__ if isinstance(selector, type) else repr(selector)
+
+        lines = [f"Composite {self.name!r}"]
+        lines += [f"  {show(s):<32} -> {rule!r}" for s, rule in self.rows]
+        lines += [f"  {show(s):<32} -> {rule!r}   (default)" for s, rule in self.base]
+        return "\n".join(lines)

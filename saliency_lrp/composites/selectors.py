@@ -1,0 +1,69 @@
+"""Selectors: which sites a row of a composite means."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+Selector = type | str | Callable[[Any], bool] | tuple
+
+
+class Where:
+    """A named predicate on sites, so that tables print readably."""
+
+    def __init__(self, name: str, test: Callable[[Any], bool]) -> None:
+        self.name = name
+        self.test = test
+
+    def __call__(self, site: Any) -> bool:
+        return self.test(site)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def kind(*names: str) -> Where:
+    """Sites of these kinds, such as ``"linear"``, ``"sum"``, ``"softmax"``."""
+    return Where(f"kind({', '.join(names)})", lambda site: site.kind in names)
+
+
+def family(*names: str) -> Where:
+    """Linear sites of these families: ``"convolution"``, ``"dense"``, ``"batch_norm"``."""
+    return Where(f"family({', '.join(names)})", lambda site: site.family in names)
+
+
+def op(*names: str) -> Where:
+    """Sites of these torch functions, by canonical name, such as ``"relu"``."""
+    return Where(f"op({', '.join(names)})", lambda site: site.op in names)
+
+
+def first(n: int = 1) -> Where:
+    """The first ``n`` linear sites in execution order."""
+    return Where(f"first({n})", lambda site: 0 <= site.rank < n)
+
+
+def until(k: int) -> Where:
+    """Linear sites up to and including the ``k``-th (counted from 0) in execution order."""
+    return Where(f"until({k})", lambda site: 0 <= site.rank <= k)
+
+
+def last(n: int = 1) -> Where:
+    """The last ``n`` linear sites in execution order."""
+    return Where(f"last({n})", lambda site: site.rank >= 0 and site.rank >= site.binding.linear_count - n)
+
+
+def at_output() -> Where:
+    """The site that computes the model's output."""
+    return Where("at_output()", lambda site: site.is_output)
+
+
+def selects(selector: Selector, site: Any) -> bool:
+    """Whether a selector selects a site."""
+    if isinstance(selector, tuple):
+        return all(selects(s, site) for s in selector)
+    if isinstance(selector, type):
+        return isinstance(site.module, selector)
+    if isinstance(selector, str):
+        return fnmatch.fnmatchcase(site.path, selector)
+    return bool(selector(site))

@@ -1,0 +1,58 @@
+"""Rules at activations, for the gradient methods that change what a ReLU hands back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .any_site import Gradient
+from .arithmetic import positive
+from .base import Rule
+
+
+class DeconvNet(Rule):
+    """DeconvNet at a ReLU: ``R_in = max(R, 0)`` (Zeiler & Fergus 2014)."""
+
+    kinds = frozenset({"activation"})
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return (positive(R),)
+
+
+class GuidedBackprop(Rule):
+    """Guided backpropagation at a ReLU: ``R_in = max(R, 0) · [z > 0]`` (Springenberg et al. 2015)."""
+
+    kinds = frozenset({"activation"})
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return (positive(R) * (site.output > 0),)
+
+
+class BetaSmooth(Rule):
+    """The gradient of the softplus that replaces a ReLU: ``R_in = R · sigmoid(β z)`` (Dombrowski et al. 2019).
+
+    A trace keeps what went into its ReLUs only if a composite with this rule was chosen before the forward pass.
+    """
+
+    kinds = frozenset({"activation"})
+    needs_preactivation = True
+
+    def __init__(self, beta: float = 10.0) -> None:
+        self.beta = beta
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        if site.from_output:
+            raise InputError(
+                f"BetaSmooth needs what went into {site.describe()}, which was not kept; choose the composite "
+                'before the forward pass: RelevancePropagator(model, "beta_smooth").trace(...)'
+            )
+        return (R * torch.sigmoid(self.beta * site.input),)
+
+
+class ExcitationBackprop(Gradient):
+    """Excitation backpropagation at an activation: its gradient (Zhang et al. 2018); linear sites take z⁺."""
+
+    kinds = frozenset({"activation"})

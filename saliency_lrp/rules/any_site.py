@@ -1,0 +1,107 @@
+"""Rules for any kind of site: in proportion, unchanged, nothing, the plain gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import unknown_name
+from .arithmetic import denominators, divide, message, stabilizer_width, working
+from .base import ANY_KIND, BiasMode, Rule
+
+
+class Norm(Rule):
+    """In proportion to contributions: ``R_i = a_i · [Jᵀ (R / s(z))]_i`` with J the site's linear part.
+
+    Serves sums, means, pooling, interpolation and normalisations (whose statistics count as constants), and is LRP-ε
+    on linear sites.
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser.
+    relative : bool
+        Measure ``epsilon`` in units of rms(z) of the sample.
+    bias : {"keep", "distribute"}
+        ``"keep"``: a constant operand acts as a bias; it and ε absorb their share. ``"distribute"``: that share is
+        spread evenly over the inputs, on sums of real tensors (other sites then take the next rule of the composite).
+    """
+
+    kinds = frozenset({"sum", "normalisation", "linear", "matmul", "unknown"})
+
+    def __init__(self, epsilon: float = 1e-12, relative: bool = False, bias: BiasMode = "keep") -> None:
+        if bias not in ("keep", "distribute"):
+            raise unknown_name("bias mode of Norm", bias, ("keep", "distribute"))
+        self.epsilon = epsilon
+        self.relative = relative
+        self.bias = bias
+
+    @property
+    def takes_several(self) -> bool:  # type: ignore[override]
+        return self.bias == "keep"
+
+    def applies_to(self, site: Any) -> bool:
+        return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        z, sign = denominators(site, self.relative)
+        c = divide(R, z, self.epsilon, self.relative, sign)
+        spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
+        # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
+        grads = site.vjp(c.conj() if c.is_complex() else c)
+        messages = tuple(
+            None if g is None else message(working(a), g, last=g is c and not any(g is h for h in grads[k + 1 :]))
+            for k, (a, g) in enumerate(zip(site.inputs, grads, strict=True))
+        )
+        if spread is None:
+            return messages
+        return tuple(None if m is None else m + share for m, share in zip(messages, spread, strict=True))
+
+    def taken(self, site: Any, c: Tensor) -> tuple[Tensor, ...] | None:
+        """What stabiliser and constants take: each input's part of it, or None where it is absorbed (and noted)."""
+        z = working(site.output)
+        by_epsilon = torch.where(z < 0, -c, c) * stabilizer_width(z, self.epsilon, self.relative)
+        if self.bias == "distribute":
+            parts = site.spread(by_epsilon + c * site.constant_part())
+            if parts is not None:
+                return parts
+        site.absorb(epsilon=by_epsilon)
+        return None
+
+
+class Taylor(Norm):
+    """What an op without a rule of its own gets: :class:`Norm`, reported to the user as not understood."""
+
+
+class Pass(Rule):
+    """Relevance passes unchanged: ``R_in = R``, for one-to-one functions (activations; a batch norm of its own)."""
+
+    kinds = frozenset({"activation", "scale", "normalisation", "linear", "softmax", "unknown", "sum"})
+    takes_several = True
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return site.pass_through(R)
+
+
+class Stop(Rule):
+    """Relevance ends here: every input gets 0. What arrived is noted in the account as absorbed by the rule."""
+
+    kinds = ANY_KIND
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        if site.account:
+            for r in R if isinstance(R, tuple) else (R,):
+                if r is not None:
+                    site.absorb(rule=r)
+        return (None,) * site.arity
+
+
+class Gradient(Rule):
+    """No relevance at all but the plain gradient, ``Jᵀ R``: for the gradient methods built on this engine."""
+
+    kinds = ANY_KIND
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        return site.gradient(R)

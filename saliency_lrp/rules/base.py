@@ -1,0 +1,93 @@
+"""Rule, the base of all rules, and the table of them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from ..errors import unknown_name
+
+BiasMode = Literal["keep", "zero", "distribute"]
+
+
+RULES: dict[str, type[Rule]] = {}
+
+
+def list_rules() -> list[str]:
+    """Names of all rules, sorted."""
+    return sorted(RULES)
+
+
+def get(name: str, **options: Any) -> Rule:
+    """Build a rule by its class name, such as ``get("Epsilon", epsilon=1e-9)``."""
+    if name not in RULES:
+        raise unknown_name("rule", name, RULES)
+    return RULES[name](**options)
+
+
+class Rule:
+    """How a site hands relevance back. Subclass it and give ``kinds`` and ``relevance``; it is then registered.
+
+    Attributes
+    ----------
+    kinds : frozenset of str
+        The kinds of sites that the rule is defined for (see ``saliency_lrp/functions/README.md``).
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset()
+    #: whether activations must keep their input for this rule, also where their output tells the gradient
+    needs_preactivation: ClassVar[bool] = False
+    #: whether the rule also takes relevance of several maps at once, in an axis before those of the output
+    takes_several: bool = False
+
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
+        """Register the class; ``abstract`` says that it is a base of rules, not one itself."""
+        super().__init_subclass__(**kwargs)
+        if not abstract:
+            RULES[cls.__name__] = cls
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        """Relevance of each input of ``site``, given the relevance ``R`` of its output."""
+        raise NotImplementedError
+
+    def applies_to(self, site: Any) -> bool:
+        """Whether the rule is defined for this kind of site."""
+        return site.kind in self.kinds
+
+    def __repr__(self) -> str:
+        names = [n for n in constructor_parameters(type(self)) if n in vars(self)]
+        return f"{type(self).__name__}({', '.join(f'{n}={vars(self)[n]!r}' for n in names)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+@functools.cache
+def constructor_parameters(cls: type) -> tuple[str, ...]:
+    """Names that a class's own or inherited constructor takes; looked up once, because it is slow."""
+    return tuple(inspect.signature(cls.__init__).parameters)
+
+
+ANY_KIND = frozenset(
+    {
+        "linear",
+        "sum",
+        "activation",
+        "scale",
+        "product",
+        "gate",
+        "matmul",
+        "softmax",
+        "attention",
+        "normalisation",
+        "recurrent",
+        "steps",
+        "unknown",
+    }
+)
