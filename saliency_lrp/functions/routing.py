@@ -70,6 +70,7 @@ def one_by_one(call: Call, views: Any) -> Sequence[Tensor]:
     *"is_contiguous stride storage_offset data_ptr element_size get_device is_cuda is_nonzero allclose equal".split(),
     *"isclose any all logical_and logical_or logical_not logical_xor nonzero count_nonzero unique __invert__".split(),
     *"is_signed is_same_size ndimension nelement type_check is_inference is_set_to untyped_storage is_neg".split(),
+    *"long int short char byte bool".split(),
     *"floor_divide _is_view retain_grad register_hook is_shared is_pinned is_coalesced has_names is_conj".split(),
 )
 def constant(call: Call) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..rules.arithmetic import working
 from .call import GATE, PLAIN, Call, tag_of
 from .registry import handles, kind
+from .routing import routing
 from .site import Site
 
 
@@ -158,6 +159,17 @@ def sum_like(call: Call) -> Any:
         gate = GATE  # a statistic: what it multiplies is the signal
     nonnegative = all(_nonnegative(a) for a in call.activations)
     return call.node(CompleteSum(call), gate=gate, nonnegative=nonnegative)
+
+
+@handles("embedding_bag")
+def embedding_bag(call: Call) -> Any:
+    """Sums, means or maxima of bags of vectors that depend on the input; which vectors is a constant."""
+    weights = call.kwargs.get("per_sample_weights", call.arg(8, "per_sample_weights"))
+    if call.is_activation(weights):
+        from .steps import in_steps
+
+        return in_steps(call)
+    return routing(call) if call.arg(6, "mode", "mean") == "max" else call.node(CompleteSum(call))
 
 
 @handles("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
