@@ -16,6 +16,7 @@ import numpy as np
 
 from . import images
 from .errors import InputError
+from .model.answer import Answer
 
 if TYPE_CHECKING:
     import pandas
@@ -63,7 +64,10 @@ class ImageSaliencyResult:
     warnings : list of str
         Why not to trust the map.
     class_name, score, runner_up
-        Name and score of the explained class, and (name, score) of the best other one, if known.
+        Name and score of the explained class, and (name, score) of the best other one, if known. A score is a
+        probability, or the model's own number where it has one output.
+    answer : Answer or None
+        All that the model said of the picture; None for a callable label.
     geometry : images.Geometry or None
         Which part of the raw image the model saw.
     quality : dict
@@ -86,8 +90,15 @@ class ImageSaliencyResult:
     class_name: str | None = None
     score: float | None = None
     runner_up: tuple[str, float] | None = None
+    answer: Answer | None = field(default=None, repr=False)
     geometry: images.Geometry | None = None
     quality: dict[str, float] = field(default_factory=dict)
+
+    def take(self, answer: Answer) -> None:
+        """Note what the model says of the picture."""
+        self.answer, self.class_name, self.score = answer, answer.name(), answer.share()
+        if answer.runner_up is not None:
+            self.runner_up = (answer.name(answer.runner_up), answer.share(answer.runner_up))
 
     @property
     def signed_map(self) -> np.ndarray | None:

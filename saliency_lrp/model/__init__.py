@@ -1,1 +1,1 @@
-"""The user's model: what is inside its wrappers, where it is, and how it is left as it was found."""
+"""What is known of the user's model, asked of it once: device, dtype, preprocessing, names, what it answered."""
