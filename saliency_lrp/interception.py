@@ -173,6 +173,10 @@ class Interceptor(TorchFunctionMode):
         self.integer_inputs: dict[int, Tensor] = {}
         self.embedded: list[tuple[Tensor, Tensor]] = []
         self.roots: list[Tensor] = []
+        #: what modules gave that do not depend on the input, by their path
+        self.constants: dict[str, Tensor] = {}
+        #: where constants lie that were joined to activations (class tokens, padding)
+        self.joined: dict[int, None] = {}
         #: by the id of a linear site: where relevance arrives at the batch norms folded into it
         self.folds: dict[int, list[tuple[Any, int]]] = {}
         #: what was there before the forward and the model writes into

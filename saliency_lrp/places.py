@@ -84,7 +84,10 @@ class Watch:
             return
         with torch._C.DisableTorchFunction():
             path, _ = self.interceptor.stack.pop()
-            self.calls.setdefault(path, []).append(ModuleCall(self.open.pop(), self.places(result)))
+            call = ModuleCall(self.open.pop(), self.places(result))
+            self.calls.setdefault(path, []).append(call)
+            if isinstance(result, Tensor) and not call.inputs and not call.outputs:
+                self.interceptor.constants[path] = result.detach()  # an embedding of positions, say
 
     def places(self, values: Any) -> list[Place]:
         """Where the relevance of these activations can be read."""

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from . import composites
 from .composites import Composite
+from .constants import Constants
 from .errors import InputError, ModelCallError, unknown_name
 from .functions.call import Tag
 from .functions.site import Site
@@ -632,21 +633,39 @@ class Trace:
         started = float(total(seeds))
         arrived = sum(float(total(v)) for v in values if v is not None)
         notes = [n for n in self._interceptor.notes if not n.startswith("unknown: ")]
-        report = Report(started, arrived, account.rows(self.binding.rule_for), self.warnings(), notes)
+        constants = Constants(self._model, self._interceptor.constants)
+        report = Report(
+            started,
+            arrived,
+            account.rows(self.binding.rule_for, constants.name_of),
+            self.warnings(),
+            notes,
+            seed_size=float(total(seeds.abs())),
+            size=sum(float(total(v.abs())) for v in values if v is not None),
+            joined=constants.names_of(self._interceptor.joined),
+            unknown=self._not_understood(),
+        )
         finite = all(bool(torch.isfinite(v).all()) for v in values if v is not None)
         if not finite:
             worst = next((r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None)
             where = f"; first at {worst.op} of {worst.path!r}" if worst is not None else ""
             report.warnings.append(f"the map has NaN or infinite values{where}")
         elif started:
-            size = sum(float(total(v.abs())) for v in values if v is not None)
-            if size > EXPLODED * float(total(seeds.abs())):
+            if report.size > EXPLODED * report.seed_size:
                 report.warnings.append(
-                    f"Σ|R| of the map is {size / float(total(seeds.abs())):.3g} times that of the seed: relevance of "
+                    f"Σ|R| of the map is {report.size / report.seed_size:.3g} times that of the seed: relevance of "
                     "opposite signs nearly cancels somewhere; do not trust single pixels (rules such as z⁺ or "
                     "γ avoid this)"
                 )
         return report
+
+    def _not_understood(self) -> list[str]:
+        """Functions that the last explanation met and that are not understood, with their place."""
+        found = [f"{s.op} at {s.path!r}" for s in self._unknown]
+        found += [
+            n.removeprefix("unknown: ").partition(" is not ")[0] for n in self._interceptor.notes if "unknown: " in n
+        ]
+        return list(dict.fromkeys(found))
 
     def warnings(self) -> list[str]:
         """Functions that the last explanation met and that are not understood."""

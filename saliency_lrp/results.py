@@ -113,6 +113,11 @@ class ImageSaliencyResult:
         return getattr(self.report, "conserved", None)
 
     @property
+    def verdict(self) -> str:
+        """What the map is worth, in one or two sentences; empty where the method keeps no account."""
+        return getattr(self.report, "verdict", "")
+
+    @property
     def subject(self) -> str:
         """The explained class, its score and the runner-up, as far as they are known."""
         if self.class_name is None:
@@ -130,7 +135,7 @@ class ImageSaliencyResult:
         return f"<{self.title}{subject}: {shape}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return SaliencyResults([self])._repr_mimebundle_(include, exclude) | {"text/plain": repr(self)}
+        return SaliencyResults([self])._repr_mimebundle_(include, exclude) | {"text/plain": _text([self])}
 
     def plot(self, figsize: tuple[float, float] | None = None) -> Figure:
         """Draw this map alone."""
@@ -206,12 +211,12 @@ class SaliencyResults(list):
         if not self:
             return {"text/plain": repr(self)}
         png = _png(self)
-        return {"text/plain": repr(self), "image/png": _base64(png), "text/html": _fragment(self, png)}
+        return {"text/plain": _text(self), "image/png": _base64(png), "text/html": _fragment(self, png)}
 
 
 def _row(result: Any) -> dict[str, Any]:
     row = {"method": getattr(result, "method", None) or result.title}
-    for name in ("seconds", "conserved", "label", "class_name", "score"):
+    for name in ("seconds", "conserved", "verdict", "label", "class_name", "score"):
         row[name] = getattr(result, name, None)
     row.update(getattr(result, "quality", {}))
     row["warnings"] = "; ".join(getattr(result, "warnings", ()))
@@ -325,11 +330,11 @@ def _draw_panel(figure: Figure, axes: Axes, result: Any) -> None:
     drawn = _draw_map(axes, values, see_through=picture is not None)
     _draw_bar(figure, axes, drawn, signed=images.is_signed(values))
     warnings = getattr(result, "warnings", ())
-    conserved = getattr(result, "conserved", None)
+    verdict = getattr(result, "verdict", "")
     if warnings:
         axes.set_xlabel(textwrap.fill("! " + "; ".join(warnings), 55)[:220], fontsize=8, color="#a33")
-    elif conserved is not None:
-        axes.set_xlabel(f"sums to {conserved:.0%} of what was explained", fontsize=8)
+    elif verdict:
+        axes.set_xlabel(textwrap.fill(verdict, 58), fontsize=8)
 
 
 def _draw_frame(axes: Axes, geometry: images.Geometry | None) -> None:
@@ -423,11 +428,20 @@ def _fragment(results: Sequence[Any], png: bytes | None = None) -> str:
     return f"<div>{image}{f'<ul>{items}</ul>' if items else ''}</div>"
 
 
+def _text(results: Sequence[Any]) -> str:
+    """Results for who sees no picture: what they are, and what is said of them."""
+    shown = repr(results[0]) if len(results) == 1 else repr(SaliencyResults(results))
+    return "\n".join([shown, *_remarks(results)])
+
+
 def _remarks(results: Sequence[Any]) -> list[str]:
+    """What is to be said of each result: why there is no map, what the map is worth, why not to trust it."""
     lines = []
     for result in results:
         error = getattr(result, "error", None)
         lines += [f"{result.title}: no map: {error}"] if error is not None else []
+        verdict = getattr(result, "verdict", "")
+        lines += [f"{result.title}: {verdict}"] if verdict else []
         lines += [f"{result.title}: {warning}" for warning in getattr(result, "warnings", ())]
     return lines
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .call import Call
 from .registry import kind
+from .site import iter_tensors
 
 
 @kind(
@@ -44,10 +45,19 @@ def routing(call: Call) -> Any:
     out = call.native()
     if call.name == "logsumexp":
         call.interceptor.opaque = True
+    if call.name in JOINING:
+        constants = (t for t in iter_tensors(call.args, call.kwargs) if not call.is_activation(t))
+        call.interceptor.joined.update((t.untyped_storage().data_ptr(), None) for t in constants)
     if call.interceptor.single_views and call.name in MULTIPLE_VIEWS:
         out = one_by_one(call, out)
     return call.interceptor.tag_routed(call, out)
 
+
+#: Functions that put values of several tensors into one; what relevance a constant among them gets ends there.
+JOINING = frozenset(
+    "cat concat concatenate stack hstack vstack dstack row_stack column_stack where masked_scatter index_put "
+    "index_copy scatter slice_scatter select_scatter __setitem__".split()
+)
 
 #: Functions that return several views of one tensor.
 MULTIPLE_VIEWS = frozenset("chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind".split())
