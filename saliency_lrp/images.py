@@ -1,4 +1,4 @@
-"""From an image to the model's input and from the model's map back to the image; colours of maps."""
+"""From an image to the model's input and from the model's map back to the image."""
 
 from __future__ import annotations
 
@@ -210,6 +210,9 @@ def _scaled(array: np.ndarray) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------
 
 
+_NEARLY_ALL = 0.98
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Which rectangle of the raw image the model's input shows.
@@ -242,6 +245,15 @@ class Geometry:
         rows = _resampling(self.raw[0], values.shape[0], top, bottom)
         columns = _resampling(self.raw[1], values.shape[1], left, right)
         return rows @ values.astype(np.float64) @ columns.T
+
+    def visible_box(self) -> tuple[float, float, float, float] | None:
+        """Top, left, bottom and right of what the model saw within the raw image; None if that is nearly all of it."""
+        (height, width), (top, left, bottom, right) = self.raw, self.box
+        top, bottom = (min(max(edge, 0.0), float(height)) for edge in sorted((top, bottom)))
+        left, right = (min(max(edge, 0.0), float(width)) for edge in sorted((left, right)))
+        if (bottom - top) * (right - left) >= _NEARLY_ALL * height * width:
+            return None
+        return top, left, bottom, right
 
 
 def _resampling(raw: int, side: int, start: float, stop: float) -> np.ndarray:
@@ -556,43 +568,9 @@ def geometry_of(transform: Callable[[Any], Any], raw: tuple[int, int]) -> tuple[
     ]
 
 
-# ----------------------------------------------------------------------------------------------
-# Colours
-# ----------------------------------------------------------------------------------------------
-
-SIGNED_COLOURS = "RdBu_r"
-UNSIGNED_COLOURS = "viridis"
-#: maps are clipped at this percentile of |R|, so that one extreme pixel does not hide the rest
-CLIP_PERCENTILE = 99.5
-
-
 def normalise(values: np.ndarray) -> np.ndarray:
     """Min-max to [0, 1] as float32; a constant map gives zeros."""
     low, high = values.min(), values.max()
     if high == low:
         return np.zeros(values.shape, np.float32)
     return ((values - low) / (high - low)).astype(np.float32)
-
-
-def clip_value(values: np.ndarray, percentile: float = CLIP_PERCENTILE) -> float:
-    """The magnitude at which a map is clipped for display: a percentile of |R|, never zero."""
-    magnitude = np.abs(values)
-    limit = float(np.percentile(magnitude, percentile))
-    return limit or float(magnitude.max()) or 1.0
-
-
-def is_signed(values: np.ndarray) -> bool:
-    """Whether a map has negative values that matter for display."""
-    return bool(values.min() < 0)
-
-
-def opacity(values: np.ndarray, limit: float, most: float = 0.9) -> np.ndarray:
-    """Opacity per pixel in [0, most], by |R| up to `limit`: what does not matter stays see-through."""
-    return most * np.clip(np.abs(values) / limit, 0, 1)
-
-
-def backdrop(picture: Any) -> np.ndarray:
-    """A picture in light greys, (H, W, 3) uint8, so that the colours over it are the map's alone."""
-    grey = np.asarray(picture.convert("L"), np.float32)
-    light = np.round(70 + grey * (185 / 255)).astype(np.uint8)
-    return np.repeat(light[..., None], 3, 2)

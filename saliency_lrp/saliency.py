@@ -15,13 +15,10 @@ from torch import Tensor, nn
 from . import images
 from .errors import InputError, unknown_name
 from .explainers import registry
+from .explainers.registry import DEFAULT_METHODS
 from .explainers.base import Question, check_input, check_model, unwrap
-from .explainers.batching import each_with_progress
 from .explainers.untouched import device_of, on_device, untouched
 from .results import ImageSaliencyResult, SaliencyResults
-
-#: what :func:`get_image_saliency_results` shows unless told otherwise
-DEFAULT_METHODS = ("lrp", "gradcam", "grad_x_input", "occlusion")
 
 # Options of the call itself, not of a method.
 _FRAME_OPTIONS = ("transform", "geometry", "class_names")
@@ -123,8 +120,7 @@ def get_image_saliency_results(
     with _session(model, raw_image, input, label, device, options) as session:
         if session.input.shape[0] != 1:
             raise InputError(f"one image at a time: the input is a batch of {session.input.shape[0]}.")
-        todo = each_with_progress(plans, "saliency", lambda plan: plan.method)
-        return SaliencyResults([_result(session, plan) for plan in todo])
+        return SaliencyResults([_result(session, plan) for plan in plans])
 
 
 def compare_saliency(model: nn.Module, raw_image: Any, *args: Any, **options: Any) -> Any:
@@ -312,7 +308,7 @@ def _name(names: Any, index: int) -> str:
 
 
 def _explain(session: _Session, plan: _Plan) -> tuple[Tensor, Any, float]:
-    """Relevance on the CPU, the account where there is one, and the seconds it took."""
+    """Relevance on the CPU, the explainer, and the seconds it took."""
     explainer = registry.get(plan.method, session.model, **plan.options)
     start = time.perf_counter()
     with untouched(session.model):
@@ -321,7 +317,7 @@ def _explain(session: _Session, plan: _Plan) -> tuple[Tensor, Any, float]:
     relevance = relevance.detach().cpu()
     if not torch.isfinite(relevance).all():
         raise InputError(f"{plan.method} produced NaN or infinite values for this model and input.")
-    return relevance, getattr(explainer, "report", None), seconds
+    return relevance, explainer, seconds
 
 
 def _result(session: _Session, plan: _Plan) -> ImageSaliencyResult:
@@ -331,7 +327,8 @@ def _result(session: _Session, plan: _Plan) -> ImageSaliencyResult:
         warnings=list(session.warnings), **session.facts,
     )  # fmt: skip
     try:
-        result.relevance, result.report, result.seconds = _explain(session, plan)
+        result.relevance, explainer, result.seconds = _explain(session, plan)
+        result.report, result.signed = getattr(explainer, "report", None), getattr(explainer, "signed", True)
     except Exception as error:  # finished maps must survive whatever one method runs into
         result.error = error
         return result

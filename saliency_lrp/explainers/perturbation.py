@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .base import Explainer, Question
-from .batching import progress, samples_per_pass
+from .batching import samples_per_pass
 from .gradient import RandomExplainer, baseline_like
+from .progress import progress
 from .registry import register_explainer
 
 # Tried in turn: on a noisy picture SLIC's usual 10 melts everything into a few superpixels.

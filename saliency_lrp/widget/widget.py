@@ -14,146 +14,26 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 
-from .errors import InputError, unknown_name
-from .work import Cancelled, Lane, Watch
+from ..display.colours import (
+    BACKDROPS, CLIP_PERCENTILE, DIVERGING, OPACITY, SIGNED_COLOURS, SIGNS, UNSIGNED_COLOURS, backdrop_name, blend,
+    colour_table,
+)  # fmt: skip
+from ..display.contact_sheet import contact_sheet
+from ..errors import InputError, unknown_name
+from ..explainers.registry import LRP_PREFIX
+from .source import Channels, Map, MapSource
+from .worker import Cancelled, Lane, Watch
 
 STATIC = pathlib.Path(__file__).parent / "static"
-DIVERGING = ("RdBu_r", "coolwarm", "PuOr_r", "seismic", "bwr", "coldnhot")
-SIGNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "both": lambda t: t,
-    "positive": lambda t: np.maximum(t, 0),
-    "negative": lambda t: np.minimum(t, 0),
-}
-BACKDROPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "colour": lambda picture, lut: picture,
-    "grey": lambda picture, lut: np.repeat(_half_up(picture @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1),
-    "none": lambda picture, lut: np.broadcast_to(lut[128], picture.shape),
-}
 TRACED = ("lrp", "layer", "concept")  # panels that follow the rule selector, and reuse the one forward
-LRP_PREFIX = "lrp:"  # methods that are LRP with a composite of their own reuse it too
-
-
-@dataclass(frozen=True)
-class Map:
-    """One signed map on the picture's pixel grid.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        Signed relevance, (height, width) of the picture.
-    account : dict or None
-        ``{"summary": str, "rows": [[name, value], ...], "text": str}``, shown beside the panel.
-    warnings : tuple of str
-        Why the map should not be trusted.
-    """
-
-    values: np.ndarray
-    account: Mapping[str, Any] | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Channels:
-    """The strongest channels of a layer: index, relevance of each, share of Σ|R|, and small maps (n, h, w)."""
-
-    entries: list[dict] = field(default_factory=list)
-    maps: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
-
-
-class MapSource(Protocol):
-    """What the widget shows: a model's maps for one picture."""
-
-    picture: np.ndarray  # (height, width, 3) uint8
-    probabilities: np.ndarray  # (classes,) float; empty where the model is no classifier
-    classes: list[str]
-    methods: list[str]
-    rules: list[str]
-    layers: list[str]
-
-    def lrp(self, target: int | None, rule: str) -> Map: ...
-    def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]: ...
-    def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map: ...
-    def method(self, name: str, target: int | None, watch: Watch) -> Map: ...
-
-
-def _half_up(values: np.ndarray) -> np.ndarray:
-    return np.floor(np.asarray(values) + 0.5).astype(np.uint8)
-
-
-def colour_table(name: str) -> np.ndarray:
-    """The 256 RGB colours of a diverging colour map, (256, 3) uint8, zero in the middle.
-
-    Parameters
-    ----------
-    name : str
-        ``coldnhot`` or any of matplotlib's names.
-    """
-    import matplotlib
-    from matplotlib.colors import LinearSegmentedColormap
-
-    if name == "coldnhot":
-        stops = [(0, "#0ff"), (0.25, "#00f"), (0.5, "#000"), (2 / 3, "#f00"), (5 / 6, "#ff0"), (1, "#fff")]
-        table = LinearSegmentedColormap.from_list(name, stops, N=256)
-    elif name in matplotlib.colormaps:
-        table = matplotlib.colormaps[name].resampled(256)
-    else:
-        raise unknown_name("colour map", name, [*DIVERGING, *matplotlib.colormaps])
-    return _half_up(table(np.arange(256))[:, :3] * 255)
-
-
-def colour_limit(values: np.ndarray, percentile: float) -> float:
-    """The magnitude that gets full colour: a percentile of |R|, or the maximum where that is 0."""
-    magnitudes = np.abs(values)
-    return float(np.percentile(magnitudes, percentile)) or float(magnitudes.max(initial=0.0))
-
-
-def blend(
-    picture: np.ndarray,
-    values: np.ndarray,
-    *,
-    opacity: float = 0.8,
-    cmap: str = "RdBu_r",
-    sign: str = "both",
-    percentile: float = 99.0,
-    backdrop: str = "colour",
-) -> np.ndarray:
-    """Lay a signed map over a picture; what the browser's canvas shows, to the last bit or one beside it.
-
-    The opacity of a pixel goes with the square root of its clipped \\|R\\|: a uniform opacity would whiten the
-    picture wherever nothing is relevant.
-
-    Parameters
-    ----------
-    picture : numpy.ndarray
-        (H, W, 3) uint8.
-    values : numpy.ndarray
-        (H, W) signed relevance.
-    opacity : float
-        Opacity of the most relevant pixels, 0 to 1.
-    cmap, sign, backdrop : str
-        Colour map; ``both``, ``positive`` or ``negative``; ``colour``, ``grey`` or ``none``.
-    percentile : float
-        Percentile of \\|R\\| that gets full colour.
-
-    Returns
-    -------
-    numpy.ndarray
-        (H, W, 3) uint8.
-    """
-    limit = colour_limit(values, percentile)
-    t = SIGNS[sign](np.clip(values / limit, -1, 1) if limit else np.zeros_like(values))
-    lut = colour_table(cmap)
-    colours = lut[np.floor((t + 1) / 2 * 255 + 0.5).astype(int)].astype(float)
-    alpha = opacity * np.sqrt(np.abs(t))[..., None]
-    ground = BACKDROPS[backdrop](picture, lut).astype(float)
-    return np.rint(ground + alpha * (colours - ground)).astype(np.uint8)
+#: how maps are looked at: options of the widget that cost no message
+LOOK = ("opacity", "cmap", "sign", "percentile", "backdrop")
 
 
 def _map_trait(panel: str) -> str:
@@ -504,8 +384,6 @@ class SaliencyWidget(anywidget.AnyWidget):
         width : int
             Least width of a panel in pixels; smaller pictures are enlarged.
         """
-        from .sheet import contact_sheet
-
         with self._lock:
             infos, maps = list(self.panels), dict(self._maps)
         tiles = [(self._source.picture, "picture", "")]
@@ -597,99 +475,3 @@ class SaliencyWidget(anywidget.AnyWidget):
         png = base64.b64encode(self.to_png()).decode("ascii")
         still = {"image/png": png, "text/html": self._static_html(png), "text/plain": repr(self)}
         return {**data, **still}, metadata
-
-
-#: what :func:`compare_saliency` shows unless told otherwise
-DEFAULT_METHODS = ("lrp", "grad_x_input", "occlusion")
-LOOK = ("opacity", "cmap", "sign", "percentile", "backdrop")
-
-
-def compare_saliency(
-    model: Any,
-    raw_image: Any,
-    input: Any = None,
-    label: Any = None,
-    device: Any = None,
-    methods: Sequence[str] = DEFAULT_METHODS,
-    *,
-    composite: Any = "auto",
-    layer: str = "",
-    channel: int = -1,
-    top_k: int = 5,
-    wait: float | None = 2.0,
-    **options: Any,
-) -> SaliencyWidget:
-    """Explore saliency methods over one picture in a notebook.
-
-    The model is run once for LRP; other rules, classes, layers and channels are backward passes of that run. Other
-    methods are computed in a worker thread and appear as they finish: until then (``widget.wait()``) do not train the
-    model, which they hold in evaluation mode.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Any model. It is left as it was.
-    raw_image : PIL image, numpy.ndarray, path, Tensor or None
-        The picture, as for ``get_saliency``.
-    input : Tensor, optional
-        What the model takes, (1, C, H, W); default: made from the image by the model's own preprocessing.
-    label : int, Tensor, callable or None
-        Class to begin with; default: the highest score. A callable of the model's output for models without classes.
-    device : torch.device or str, optional
-        Where to work; with another device than the model's own a copy of the model is explained.
-    methods : sequence of str
-        Names from ``list_methods()``.
-    composite : str, Composite or Rule
-        LRP rule to begin with.
-    layer : str
-        A layer to show beside the methods, as in ``model.named_modules()``.
-    channel : int
-        A channel of that layer, whose concept map is shown too.
-    top_k : int
-        Classes listed with their probabilities.
-    wait : float or None
-        Seconds that showing the widget waits for maps, so that they are in the picture that a saved notebook keeps;
-        None waits for all of them.
-    **options
-        ``opacity``, ``cmap``, ``sign`` (both, positive, negative), ``percentile``, ``backdrop`` (colour, grey, none);
-        ``transform``, ``geometry``, ``class_names``; and the methods' own options, each for the methods that know it.
-
-    Returns
-    -------
-    SaliencyWidget
-
-    Raises
-    ------
-    InputError
-        For what cannot be explained, and for names that do not exist.
-    """
-    from . import saliency
-    from .maps import ModelMaps
-
-    look = {name: options.pop(name) for name in LOOK if name in options}
-    if isinstance(device, (list, tuple)):  # TensorWatch's older order has the methods here
-        device, methods = None, device
-    methods = [methods] if isinstance(methods, str) else list(methods)
-    layer_path = options.pop("layer_path", None)
-    saliency._plan([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
-    source = ModelMaps(model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path})
-    call = ["model", "image", *(["input=input"] if input is not None else [])]
-    call += [f"{name}={_as_code(name, value)}" for name, value in options.items()]
-    return SaliencyWidget(
-        source,
-        selected=methods,
-        rule=source.rule,
-        target=source.target,
-        layer=layer,
-        channel=channel,
-        top_k=top_k,
-        call=call,
-        patience=wait,
-        own_rule="" if isinstance(composite, str) else source.rule,
-        **look,
-    )
-
-
-def _as_code(name: str, value: Any) -> str:
-    """A value as code if it is plain; else the name of the variable that presumably holds it."""
-    return repr(value) if isinstance(value, (str, int, float, bool, tuple, type(None))) else name
