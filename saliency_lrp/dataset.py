@@ -72,10 +72,10 @@ class Items:
     def __init__(self, source: Any, model: nn.Module, transform: Callable[[Any], Any] | None = None) -> None:
         self.names: list[str] | None = None
         self.transform = transform
-        from .images import _channels_wanted, preprocessing_of
+        from .images import input_channels, preprocessing_of
 
         self.preprocessing = preprocessing_of(model)
-        self.channels = _channels_wanted(model)
+        self.channels = input_channels(model)
         if isinstance(source, (str, os.PathLike)):
             folder = Path(source)
             source = images_in(folder)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from . import images
 from .errors import InputError, unknown_name
 from .explainers import registry
-from .explainers.registry import DEFAULT_METHODS
 from .explainers.base import Question, check_input, check_model, unwrap
+from .explainers.registry import DEFAULT_METHODS
 from .explainers.untouched import device_of, on_device, untouched
 from .results import ImageSaliencyResult, SaliencyResults
 

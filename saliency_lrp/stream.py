@@ -32,11 +32,11 @@ from tensorwatch.zmq_wrapper import ZmqWrapper
 from torch import Tensor, nn
 
 from . import images as pictures
+from .display.contact_sheet import contact_sheet
 from .errors import InputError
 from .explainers import registry
 from .explainers.base import class_scores, resolve_target, run_model
 from .explainers.untouched import device_of, untouched
-from .display.contact_sheet import contact_sheet
 
 LOOPBACK = "127.0.0.1"
 STREAM = "saliency"
@@ -245,7 +245,7 @@ class SaliencyLogger:
         label, probability = self._label(place, x)
         relevance = self.explainer.explain(x, label)[0].sum(0).float().cpu().numpy()
         name = self.class_names[label] if label < len(self.class_names) else f"class {label}"
-        return blend(picture, geometry.place(relevance), backdrop="grey"), f"{name} {probability:.2f}"
+        return blend(picture, geometry.place(relevance)), f"{name} {probability:.2f}"
 
     def _label(self, place: int, x: Tensor) -> tuple[int, float]:
         with untouched(self.model), torch.no_grad():

@@ -109,8 +109,21 @@ def _values(result: Any) -> np.ndarray | None:
 
 
 def _wrapped(text: str, inches: float, points: float) -> list[str]:
-    """Lines of `text` that fit into a width, by the usual width of letters."""
-    return textwrap.wrap(text, max(12, int(inches * 72 / (0.58 * points))))
+    """Lines of `text` that fit into a width: as many letters a line as its widest stretch allows."""
+    room = 0.97 * inches * 72
+    for letters in range(max(1, int(room / (0.3 * points))), 1, -1):
+        lines = textwrap.wrap(text, letters)
+        if all(_width(line, points) <= room for line in lines):
+            return lines
+    return list(text)
+
+
+def _width(line: str, points: float) -> float:
+    """Width in points of a line of text."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return text_to_path.get_text_width_height_descent(line, FontProperties(size=points), ismath=False)[0]
 
 
 def _shared_subject(results: Sequence[Any]) -> str:

@@ -9,7 +9,6 @@ from ..explainers.registry import DEFAULT_METHODS
 from .widget import LOOK, SaliencyWidget
 
 
-
 def compare_saliency(
     model: Any,
     raw_image: Any,

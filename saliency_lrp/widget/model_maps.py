@@ -16,8 +16,8 @@ from .. import composites, images, saliency
 from ..errors import InputError, unknown_name
 from ..explainers import registry
 from ..explainers.base import check_model, class_scores, resolve_target, unwrap
-from ..explainers.progress import watching
 from ..explainers.cam import FeatureMap, read_feature_map
+from ..explainers.progress import watching
 from ..explainers.untouched import device_of
 from ..propagator import RelevancePropagator, Trace
 from .source import Channels, Map

@@ -13,7 +13,7 @@ import json
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import anywidget
@@ -21,7 +21,15 @@ import numpy as np
 import traitlets
 
 from ..display.colours import (
-    BACKDROPS, CLIP_PERCENTILE, DIVERGING, OPACITY, SIGNED_COLOURS, SIGNS, UNSIGNED_COLOURS, backdrop_name, blend,
+    BACKDROPS,
+    CLIP_PERCENTILE,
+    DIVERGING,
+    OPACITY,
+    SIGNED_COLOURS,
+    SIGNS,
+    UNSIGNED_COLOURS,
+    backdrop_name,
+    blend,
     colour_table,
 )  # fmt: skip
 from ..display.contact_sheet import contact_sheet
@@ -57,6 +65,7 @@ class SaliencyWidget(anywidget.AnyWidget):
     height = traitlets.Int().tag(sync=True)
     image = traitlets.Bytes().tag(sync=True)
     luts = traitlets.Dict().tag(sync=True)
+    sequential = traitlets.Bytes(b"", help="colours of maps without a sign").tag(sync=True)
     call = traitlets.List().tag(sync=True)
 
     panels = traitlets.List().tag(sync=True)
@@ -77,11 +86,11 @@ class SaliencyWidget(anywidget.AnyWidget):
     layer = traitlets.Unicode("", help="layer shown beside the methods; empty: none").tag(sync=True)
     channel = traitlets.Int(-1, help="channel of the layer whose concept map is shown; -1: none").tag(sync=True)
 
-    opacity = traitlets.Float(0.8, min=0, max=1).tag(sync=True)
-    cmap = traitlets.Unicode("RdBu_r").tag(sync=True)
+    opacity = traitlets.Float(OPACITY, min=0, max=1).tag(sync=True)
+    cmap = traitlets.Unicode(SIGNED_COLOURS).tag(sync=True)
     sign = traitlets.Enum(list(SIGNS), "both").tag(sync=True)
-    percentile = traitlets.Float(99.0, min=0, max=100).tag(sync=True)
-    backdrop = traitlets.Enum(list(BACKDROPS), "colour").tag(sync=True)
+    percentile = traitlets.Float(CLIP_PERCENTILE, min=0, max=100).tag(sync=True)
+    backdrop = traitlets.Enum(list(BACKDROPS), "grey").tag(sync=True)
 
     def __init__(
         self,
@@ -101,12 +110,14 @@ class SaliencyWidget(anywidget.AnyWidget):
         self._source = source
         self._patience = patience
         self._maps: dict[str, np.ndarray] = {}
+        self._unsigned: set[str] = set()
         self._watches: dict[str, Watch] = {}
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._lanes = {True: Lane("saliency traced maps"), False: Lane("saliency methods")}
         self._check(selected=selected, rule=rule, layer=layer)
-        colour = look.get("cmap", "RdBu_r")
+        look = {name: backdrop_name(value) if name == "backdrop" else value for name, value in look.items()}
+        colour = look.get("cmap", SIGNED_COLOURS)
         names = list(dict.fromkeys([*DIVERGING, colour]))
         height, width = source.picture.shape[:2]
         # before the widget opens: one message then carries one map
@@ -122,6 +133,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             height=height,
             image=np.ascontiguousarray(source.picture).tobytes(),
             luts={name: colour_table(name).tobytes() for name in names},
+            sequential=colour_table(UNSIGNED_COLOURS).tobytes(),
             call=list(call),
             classes=list(source.classes),
             class_count=len(source.probabilities),
@@ -302,11 +314,13 @@ class SaliencyWidget(anywidget.AnyWidget):
             if self._watches.get(panel) is not watch:
                 return
             self._maps[panel] = values
+            (self._unsigned.discard if found.signed else self._unsigned.add)(panel)
             setattr(self, _map_trait(panel), np.ascontiguousarray(values, "<f4").tobytes())
             if channels is not None:
                 self._show_channels(channels)
             account = dict(found.account) if found.account else None
-            self._settle(panel, watch, state="done", seconds=seconds, warnings=warnings, account=account)
+            news = {"seconds": seconds, "warnings": warnings, "account": account, "signed": found.signed}
+            self._settle(panel, watch, state="done", **news)
 
     def _show_channels(self, channels: Channels) -> None:
         self.channels = []  # the browser redraws once everything below is there
@@ -389,7 +403,9 @@ class SaliencyWidget(anywidget.AnyWidget):
         tiles = [(self._source.picture, "picture", "")]
         for info in infos:
             values = maps.get(info["id"])
-            shown = self._source.picture if values is None else blend(self._source.picture, values, **self._look())
+            signed = info["id"] not in self._unsigned
+            picture = self._source.picture
+            shown = picture if values is None else blend(picture, values, signed=signed, **self._look())
             tiles.append((shown, info["title"], self._caption(info)))
         return contact_sheet(tiles, columns=columns, width=width)
 

@@ -1,0 +1,12 @@
+"""From an image to the model's input and from the model's map back to the image."""
+
+from .geometry import Geometry, as_batch, geometry_of, measure_geometry
+from .picture import RawImage, load_image, normalise
+from .preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    build_input,
+    input_channels,
+    preprocessing_of,
+)
