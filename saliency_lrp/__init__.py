@@ -27,7 +27,7 @@ _PUBLIC = {
     "LrpExplainer": "explainers.lrp",
     "RelevancePropagator": "propagator",
 }
-_MODULES = ("composites", "images", "inverter_util", "rules")
+_MODULES = ("composites", "evaluation", "images", "inverter_util", "rules")
 
 __all__ = [
     *_PUBLIC,

@@ -29,6 +29,7 @@ from .errors import InputError, unknown_name
 from .explainers.registry import DEFAULT_METHODS
 
 if TYPE_CHECKING:
+    from .model.answer import Answer
     from .results import SaliencyResults
 
 DEMO_IMAGES = 3
@@ -58,8 +59,8 @@ what you get:
 """
 
 GLOSSARY = {
-    "score": "What the model gave the class before softmax (the logit): what the maps explain.",
-    "probability": "The score after softmax over all classes.",
+    "score": "What the model gave the class, in most networks its logit: what the maps explain.",
+    "probability": "Softmax of the scores; the score itself where the network ends in a softmax.",
     "conserved": (
         "LRP hands the score back to the pixels layer by layer. This is the share of it that arrived; the "
         "rest was taken or given by biases and stabilisers. Far below or above 100 %, the map tells only part of "
@@ -90,14 +91,8 @@ class Explained:
 
     subject: Subject
     results: SaliencyResults
-    label: int
-    logits: np.ndarray
+    answer: Answer
     picture: Path
-
-    @property
-    def probability(self) -> float:
-        exponentials = np.exp(self.logits - self.logits.max())
-        return float(exponentials[self.label] / exponentials.sum())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -223,7 +218,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     explained = []
     for subject in subjects:
         explained.append(explain(model, subject, methods, options.target, device, out))
-        print(as_text(explained[-1], model), end="\n\n")
+        print(as_text(explained[-1]), end="\n\n")
     page = out / "index.html"
     page.write_text(as_page(explained, model, command), encoding="utf-8")
     print(glossary_text(explained))
@@ -413,25 +408,10 @@ def explain(
     results = get_image_saliency_results(model, subject.image, label=target, device=device, methods=methods, **account)
     if all(result.error is not None for result in results):
         raise InputError("; ".join(f"{result.method} failed: {result.error}" for result in results))
-    logits = model_logits(model, subject.image)
-    label = int(logits.argmax()) if target is None else target
     figure = get_image_saliency_plot(results, cols=min(len(methods), 3))
     picture = out / f"{subject.name.rpartition('.')[0] or subject.name}.png".replace(" ", "-")
     figure.savefig(picture, dpi=150, bbox_inches="tight")
-    return Explained(subject, results, label, logits, picture)
-
-
-@torch.no_grad()
-def model_logits(model: nn.Module, image: Any) -> np.ndarray:
-    """The model's class scores for an image, (C,)."""
-    from .explainers.base import class_scores
-    from .images import build_input, load_image
-
-    inputs, _, _ = build_input(model, load_image(image))
-    parameter = next(model.parameters(), None)
-    if parameter is not None:
-        inputs = inputs.to(parameter.device, parameter.dtype)
-    return class_scores(model(inputs))[0].double().cpu().numpy()
+    return Explained(subject, results, results[0].answer, picture)
 
 
 def share_inside(relevance: np.ndarray, mask: np.ndarray) -> float:
@@ -445,26 +425,19 @@ def share_inside(relevance: np.ndarray, mask: np.ndarray) -> float:
 # ----------------------------------------------------------------------------------------------
 
 
-def _class_name(model: nn.Module, label: int) -> str:
-    names = getattr(model, "class_names", None)
-    return str(names[label]) if names is not None and label < len(names) else f"class {label}"
-
-
 def _percent(value: float | None) -> str:
     return "–" if value is None or np.isnan(value) else f"{100 * value:.1f} %"
 
 
-def headline(item: Explained, model: nn.Module) -> str:
+def headline(item: Explained) -> str:
     """What the model says about an image, and what the truth is where it is known."""
-    best = int(item.logits.argmax())
-    says = f"the model says {_class_name(model, best)}"
-    truth = item.subject.truth
+    answer, truth = item.answer, item.subject.truth
+    says = f"the model says {answer.name(answer.best)}"
     if truth is not None:
-        says += " (right)" if best == truth else f" (wrong: it is {_class_name(model, truth)})"
-    return (
-        f"{item.subject.name}: {says}; explained: {_class_name(model, item.label)}, "
-        f"score {item.logits[item.label]:.2f}, probability {_percent(item.probability)}"
-    )
+        says += " (right)" if answer.best == truth else f" (wrong: it is {answer.name(truth)})"
+    probability = answer.probability()
+    odds = "" if probability is None else f", probability {_percent(probability)}"
+    return f"{item.subject.name}: {says}; explained: {answer.name()}, score {answer.score():.2f}{odds}"
 
 
 def table(item: Explained) -> list[list[str]]:
@@ -489,11 +462,11 @@ def _warnings(item: Explained) -> list[str]:
     ]
 
 
-def as_text(item: Explained, model: nn.Module) -> str:
+def as_text(item: Explained) -> str:
     """Headline, table and warnings for a terminal."""
     rows = table(item)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [headline(item, model)]
+    lines = [headline(item)]
     for first, *rest in rows:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  " + "   ".join([first.ljust(widths[0]), *cells]))
@@ -529,14 +502,14 @@ def as_page(explained: list[Explained], model: nn.Module, command: str) -> str:
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         title="Where the answer came from",
         intro=html.escape(intro),
-        sections="\n".join(_section(item, model) for item in explained),
+        sections="\n".join(_section(item) for item in explained),
         glossary="\n".join(glossary),
         command=html.escape(command),
     )
 
 
-def _section(item: Explained, model: nn.Module) -> str:
-    says, _, numbers = headline(item, model).partition("; ")
+def _section(item: Explained) -> str:
+    says, _, numbers = headline(item).partition("; ")
     alt = f"{item.subject.name} and its maps by {', '.join(result.method for result in item.results)}"
     warnings = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in _warnings(item))
     return (

@@ -15,6 +15,7 @@ import numpy as np
 from . import images
 from .display.figure import get_image_saliency_plot
 from .errors import InputError
+from .model.answer import Answer
 
 if TYPE_CHECKING:
     import pandas
@@ -54,7 +55,10 @@ class ImageSaliencyResult:
     warnings : list of str
         Why not to trust the map.
     class_name, score, runner_up
-        Name and score of the explained class, and (name, score) of the best other one, if known.
+        Name and score of the explained class, and (name, score) of the best other one, if known. A score is a
+        probability, or the model's own number where it has one output.
+    answer : Answer or None
+        All that the model said of the picture; None for a callable label.
     geometry : images.Geometry or None
         Which part of the raw image the model saw.
     quality : dict
@@ -79,6 +83,7 @@ class ImageSaliencyResult:
     class_name: str | None = None
     score: float | None = None
     runner_up: tuple[str, float] | None = None
+    answer: Answer | None = field(default=None, repr=False)
     geometry: images.Geometry | None = None
     quality: dict[str, float] = field(default_factory=dict)
     signed: bool | None = None
@@ -86,6 +91,12 @@ class ImageSaliencyResult:
     def __post_init__(self) -> None:
         if self.signed is None:
             self.signed = self.method is None and self.relevance is not None or is_signed(self.method)
+
+    def take(self, answer: Answer) -> None:
+        """Note what the model says of the picture."""
+        self.answer, self.class_name, self.score = answer, answer.name(), answer.share()
+        if answer.runner_up is not None:
+            self.runner_up = (answer.name(answer.runner_up), answer.share(answer.runner_up))
 
     @property
     def signed_map(self) -> np.ndarray | None:

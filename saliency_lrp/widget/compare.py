@@ -68,7 +68,7 @@ def compare_saliency(
     InputError
         For what cannot be explained, and for names that do not exist.
     """
-    from .. import saliency
+    from ..explainers.plan import plan_methods
     from .model_maps import ModelMaps
 
     look = {name: options.pop(name) for name in LOOK if name in options}
@@ -76,7 +76,7 @@ def compare_saliency(
         device, methods = None, device
     methods = [methods] if isinstance(methods, str) else list(methods)
     layer_path = options.pop("layer_path", None)
-    saliency._plan([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
+    plan_methods([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
     source = ModelMaps(model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path})
     call = ["model", "image", *(["input=input"] if input is not None else [])]
     call += [f"{name}={_as_code(name, value)}" for name, value in options.items()]
