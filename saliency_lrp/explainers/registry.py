@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import unknown_name
+from ..registry import Registry
 
 #: prefix of the methods that are LRP with a named composite, ``lrp:epsilon_plus``
 LRP_PREFIX = "lrp:"
@@ -21,22 +22,14 @@ DEFAULT_METHODS = ("lrp", "gradcam", "grad_x_input")
 # Modules that register explainers when imported; importing them is cheap (captum comes later).
 _MODULES = ("gradient", "perturbation", "cam", "deeplift", "combined")
 
-_explainers: dict[str, type] = {}
+#: Saliency methods by name. A class is called as ``cls(model, **options)`` and has ``explain(inp, ind=None,
+#: raw_inp=None) -> Tensor``, which returns a tensor like ``inp`` and leaves the model as it was.
+EXPLAINERS: Registry[type] = Registry("method")
 
 
 def register_explainer(*names: str) -> Callable[[type], type]:
-    """Class decorator that makes a saliency method known by `names`.
-
-    The class is called as ``cls(model, **options)`` and has ``explain(inp, ind=None,
-    raw_inp=None) -> Tensor``, which returns a tensor like `inp` and leaves the model as it was.
-    """
-
-    def add(cls: type) -> type:
-        for name in names:
-            _explainers[name] = cls
-        return cls
-
-    return add
+    """Class decorator that makes a saliency method known by ``names``."""
+    return EXPLAINERS.register(*names)
 
 
 def _load() -> None:
@@ -59,7 +52,7 @@ def list_methods(pattern: str = "*") -> list[str]:
         A shell-style pattern, such as ``"lrp*"``.
     """
     _load()
-    names = [*_explainers, *(LRP_PREFIX + name for name in _composite_names())]
+    names = [*EXPLAINERS, *(LRP_PREFIX + name for name in _composite_names())]
     return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
@@ -72,10 +65,10 @@ def find(name: str) -> tuple[type, dict[str, Any]]:
         With the nearest known name.
     """
     _load()
-    if name in _explainers:
-        return _explainers[name], {}
+    if name in EXPLAINERS:
+        return EXPLAINERS[name], {}
     if isinstance(name, str) and name.startswith(LRP_PREFIX) and name in list_methods("lrp:*"):
-        return _explainers["lrp"], {"composite": name.removeprefix(LRP_PREFIX)}
+        return EXPLAINERS["lrp"], {"composite": name.removeprefix(LRP_PREFIX)}
     raise unknown_name("method", name, list_methods())
 
 
