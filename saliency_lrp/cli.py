@@ -26,12 +26,12 @@ import torch
 from torch import nn
 
 from .errors import InputError, unknown_name
+from .explainers.registry import DEFAULT_METHODS
 
 if TYPE_CHECKING:
     from .model.answer import Answer
     from .results import SaliencyResults
 
-DEFAULT_METHODS = ("lrp", "grad_x_input", "occlusion")
 DEMO_IMAGES = 3
 DEMO_OUT = "build/demo"
 PAGE = Path(__file__).parent / "data" / "report.html"

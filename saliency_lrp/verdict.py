@@ -233,4 +233,5 @@ SITUATIONS: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...]
 
 def verdict(report: Report) -> str:
     """What a map is worth, in one or two sentences."""
-    return next(say(report) for holds, say in SITUATIONS if holds(report))
+    said = next(say(report) for holds, say in SITUATIONS if holds(report))
+    return said[0].upper() + said[1:]

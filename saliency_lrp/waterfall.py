@@ -35,6 +35,12 @@ class Step(NamedTuple):
         """What the bar stands for: what is there, or what was taken (negative: added)."""
         return self.start - self.end if self.kind in ("taken", "added") else self.end - self.start
 
+    @property
+    def label(self) -> str:
+        """The share in words, with a sign where the bar is a change."""
+        sign = {"taken": "−", "added": "+"}.get(self.kind)
+        return sign + words.percent(abs(self.share)) if sign else words.percent(self.share)
+
 
 def steps(report: Report) -> list[Step]:
     """The score, every loss in the order relevance met it, and what arrived; shares of the score."""
@@ -73,7 +79,7 @@ def plot(report: Report, figsize: tuple[float, float] | None = None) -> Figure:
     for k, bar in enumerate(bars):
         axes.barh(k, bar.end - bar.start, left=bar.start, color=COLORS[bar.kind], height=0.7)
         axes.annotate(
-            f" {words.percent(bar.share)}", (max(bar.start, bar.end), k), va="center", fontsize=8,
+            f" {bar.label}", (max(bar.start, bar.end), k), va="center", fontsize=8,
         )  # fmt: skip
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=8)
     axes.invert_yaxis()
@@ -109,5 +115,5 @@ def _html_row(bar: Step, low: float, span: float) -> str:
     return (
         f'<tr><th scope="row" style="text-align:left;font-weight:normal;padding:1px .6em 1px 0">'
         f'{html.escape(bar.name)}</th><td style="width:45%;padding:1px 0">{drawn}</td>'
-        f'<td style="text-align:right;white-space:nowrap;padding:1px 0 1px .6em">{words.percent(bar.share)}</td></tr>'
+        f'<td style="text-align:right;white-space:nowrap;padding:1px 0 1px .6em">{bar.label}</td></tr>'
     )
