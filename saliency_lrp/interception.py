@@ -21,12 +21,13 @@ from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
 from .errors import InputError
 from .functions import HANDLERS, custom
-from .functions.call import OUTPUT, PLAIN, Call, Tag
+from .functions.call import PLAIN, Call, Tag
 from .functions.opened import open_up, opened
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
-from .functions.site import Site, iter_tensors
+from .functions.site import Held, Site, iter_tensors
 from .functions.unknown import unknown
+from .model.written import Written
 from .report import Account
 from .rules import Gradient, Rule, vanishes
 
@@ -164,15 +165,6 @@ class Binding:
 # ------------------------------------------------------------------------------------------------ interception
 
 
-class Held:
-    """A tensor that autograd keeps for its own backward pass."""
-
-    __slots__ = ("saved",)
-
-    def __init__(self, t: Tensor) -> None:
-        self.saved = [t]
-
-
 class Interceptor(TorchFunctionMode):
     """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
 
@@ -187,12 +179,14 @@ class Interceptor(TorchFunctionMode):
         self.stack: list[tuple[str, nn.Module | None]] = [
             (within.path, within.module) if within is not None else ("", None)
         ]
-        self.saved: dict[int, list[tuple[Site, int]]] = {}
+        self.saved: dict[int, list[tuple[Site | Held, int | str]]] = {}
         self.integer_inputs: dict[int, Tensor] = {}
         self.embedded: list[tuple[Tensor, Tensor]] = []
         self.roots: list[Tensor] = []
         #: by the id of a linear site: where relevance arrives at the batch norms folded into it
         self.folds: dict[int, list[tuple[Any, int]]] = {}
+        #: what was there before the forward and the model writes into
+        self.written = Written()
         self.single_views = False
         #: whether something runs as it is that may send relevance to an activation that is 0
         self.opaque = False
@@ -234,6 +228,9 @@ class Interceptor(TorchFunctionMode):
         call = Call(func, entry.name, args, kwargs, activations, entry.writes(args, kwargs), self)
         if kwargs.get("out") is not None:
             return self.unknown_natively(call)
+        if call.inplace and args[0].requires_grad and args[0].is_leaf:  # as a model may under no_grad
+            self.note(f"{call.name} at {call.path!r} writes into a parameter; what it writes there gets no relevance")
+            return call.constant()
         return entry.handler(call)
 
     def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
@@ -356,8 +353,8 @@ class Interceptor(TorchFunctionMode):
         """Remember a choice that the user should know of."""
         self.notes[text] = None
 
-    def remember(self, t: Tensor, site: Site | Held, slot: int) -> None:
-        """A site keeps an alias of this memory, in a slot of its inputs or as its ``OUTPUT``."""
+    def remember(self, t: Tensor, site: Site | Held, slot: int | str) -> None:
+        """A site keeps an alias of this memory, in a slot of its inputs, as its ``OUTPUT`` or as an attribute."""
         if t.layout is not torch.strided:
             return  # a sparse tensor has no memory of its own; nothing writes into it
         self.saved.setdefault(t.untyped_storage().data_ptr(), []).append((site, slot))
@@ -365,25 +362,23 @@ class Interceptor(TorchFunctionMode):
     def pack(self, t: Tensor) -> Held:
         """What autograd itself keeps for functions that run as they are; like sites, it gets a copy before a write."""
         with torch._C.DisableTorchFunction():
-            held = Held(t)
+            held = Held(t.detach())  # an output with its graph would keep that alive in a circle
             self.remember(t, held, 0)
         return held
 
     def before_write(self, target: Tensor) -> None:
         """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
+        self.written.note(target)
         copies: dict[Any, Tensor] = {}
         for site, slot in self.saved.pop(target.untyped_storage().data_ptr(), ()):
-            t = site.result if slot == OUTPUT else site.saved[slot]
+            t = site.value(slot)
             if t is None:
                 continue
             key = (t.data_ptr(), t.shape, t.stride())
             copy = copies.get(key)
             if copy is None:
                 copy = copies[key] = t.clone()
-            if slot == OUTPUT:
-                site.result = copy
-            else:
-                site.saved[slot] = copy
+            site.keep(slot, copy)
 
     def makes_one_tensor(self, call: Call) -> bool:
         """Whether a function gives one floating-point (or complex) tensor; runs it once to see."""

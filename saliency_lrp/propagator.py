@@ -27,7 +27,8 @@ from .errors import InputError, ModelCallError, unknown_name
 from .functions.call import Tag
 from .functions.site import Site
 from .interception import TAG, Binding, Interceptor
-from .model_state import evaluating, forget_graphs, named_modules, unwrapped
+from .model import graph_free
+from .model_state import evaluating, named_modules, unwrapped
 from .places import ModuleCall, Place, Watch, only
 from .report import Account, Report, total
 from .rules import Rule
@@ -164,13 +165,14 @@ class Trace:
         self.calls.clear()
         self._interceptor = Interceptor(self.binding, self.binding.names, self.sites)
         self._interceptor.single_views = single_views
+        self._raw: Any = None
         args, kwargs = self._enter(args, kwargs)
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             passed = stack.enter_context(as_written())
             stack.enter_context(evaluating(model, modules))
-            stack.callback(forget_graphs, modules)
+            stack.callback(self._free_of_graphs, modules)
             # without these hooks, autograd refuses models that write into what a max pooling, say, has read
             if not no_copies:
                 stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
@@ -186,6 +188,12 @@ class Trace:
         self._interceptor.saved.clear()
         for what in passed:
             self._interceptor.note(f"{what} inside the model is passed, as torch.no_grad() is: relevance goes on there")
+
+    def _free_of_graphs(self, modules: Iterable[nn.Module]) -> None:
+        """What the model keeps is free of the graph; what it returned has it."""
+        written = self._interceptor.written.alive()
+        self._raw = graph_free.apart(self._raw, (*written, *(b for m in modules for b in m._buffers.values())))
+        graph_free.free(written, modules)
 
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Each tensor input as a copy that relevance can be read at; nothing writes into the caller's tensors."""

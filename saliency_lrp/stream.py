@@ -26,17 +26,17 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import tensorwatch
-import torch
 from tensorwatch.stream import Stream
 from tensorwatch.zmq_wrapper import ZmqWrapper
 from torch import Tensor, nn
 
 from . import images as pictures
+from .display.contact_sheet import contact_sheet
 from .errors import InputError
 from .explainers import registry
-from .explainers.base import class_scores, resolve_target, run_model
-from .explainers.untouched import device_of, untouched
-from .sheet import contact_sheet
+from .model.answer import class_names as names_of
+from .model.card import read_card
+from .question import Question
 
 LOOPBACK = "127.0.0.1"
 STREAM = "saliency"
@@ -188,7 +188,7 @@ class SaliencyLogger:
             raise InputError(f"{len(labels)} labels were given for {len(images)} images.")
         self.model, self.stream, self.labels, self.every = model, stream, labels, every
         self.explainer = registry.get(method, model, **options)
-        self.class_names = list(class_names) or list(getattr(model, "class_names", ()))
+        self.class_names = class_names or names_of(model)
         self.calls = 0
         self._failed: set[str] = set()
         raws = [pictures.load_image(image) for image in images]
@@ -239,20 +239,15 @@ class SaliencyLogger:
         return items
 
     def _overlay(self, place: int, picture: np.ndarray, tensor: Tensor, geometry: Any) -> tuple[np.ndarray, str]:
-        from .widget import blend
+        from .display.colours import blend
 
-        x = tensor.to(device_of(self.model))
-        label, probability = self._label(place, x)
-        relevance = self.explainer.explain(x, label)[0].sum(0).float().cpu().numpy()
-        name = self.class_names[label] if label < len(self.class_names) else f"class {label}"
-        return blend(picture, geometry.place(relevance)), f"{name} {probability:.2f}"
-
-    def _label(self, place: int, x: Tensor) -> tuple[int, float]:
-        with untouched(self.model), torch.no_grad():
-            scores = class_scores(run_model(self.explainer.model, x.clone()))
+        x = read_card(self.explainer.model).fitting(tensor)
         given = None if self.labels is None else int(self.labels[place])
-        label = int(resolve_target(scores, given)[0])
-        return label, float(scores.float().softmax(1)[0, label])
+        question = Question(self.explainer.model, x, given, self.class_names)
+        question.settle()
+        answer = question.answer
+        relevance = self.explainer.explain(x, question.label)[0].sum(0).float().cpu().numpy()
+        return blend(picture, geometry.place(relevance)), f"{answer.name()} {answer.share():.2f}"
 
 
 def _image_data(pixels: np.ndarray, title: str) -> tensorwatch.ImageData:

@@ -36,6 +36,8 @@ class LrpExplainer:
         The model that is explained; inside any wrapper.
     report : Report or None
         The account of the last explanation.
+    output
+        The model's own output then.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class LrpExplainer:
         self.seed = seed
         self.account = account
         self.report: Report | None = None
+        self.output: Any = None
 
     def explain(self, inp: Tensor, ind: Any = None, raw_inp: Any = None) -> Tensor:
         """Relevance of each input value.
@@ -82,7 +85,7 @@ class LrpExplainer:
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
         ind = tuple(ind) if isinstance(ind, list) else ind
         R = trace.relevance(ind, self.seed, account=self.account, retain=False)
-        self.report = trace._report
+        self.report, self.output = trace._report, trace.output
         trace.warn()
         assert isinstance(R, Tensor)
         return R

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .call import BOUNDED, GATE, OUTPUT, PLAIN, Call, tag_of
 from .registry import handles, kind
-from .site import Site, fill, iter_tensors, runs_again_alike
+from .site import Site, iter_tensors, runs_again_alike
 
 #: Activations whose output is never negative.
 NONNEGATIVE = frozenset(
@@ -37,7 +37,6 @@ class ActivationSite(Site):
         alone = sum(1 for _ in iter_tensors(call.args, call.kwargs)) == 1
         self.cheap = self.reruns and alone and runs_again_alike(call.activations[0])
         self.keeps_zero = self.op in KEEPS_ZERO
-        self.inplace = call.inplace
 
     @property
     def keeps_inputs(self) -> bool:  # type: ignore[override]
@@ -48,7 +47,7 @@ class ActivationSite(Site):
         return not self.cheap
 
     def computed_output(self) -> Tensor:
-        return self.call([self.input.clone() if self.inplace else self.input])
+        return self.call([self.input])
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -61,7 +60,7 @@ class ActivationSite(Site):
             return (c * ((y > 0) if self.op == "relu" else (y > 0) & (y < 6)),)
         with torch.enable_grad():
             x = self.input.detach().requires_grad_(True)
-            out = self.func(*fill(self.args, [x.clone()]), **{k: fill(v, [x]) for k, v in self.kwargs.items()})
+            out = self.call([x])
         return torch.autograd.grad(out, x, c.to(out.dtype))
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .site import Site, Slot, iter_tensors
+from .site import OUTPUT, Held, Site, Slot, iter_tensors
 
 #: How much a tensor looks like a gate: 0 a plain activation, 1 bounded (tanh, erf), 2 a gate (sigmoid, softmax, rsqrt).
 PLAIN, BOUNDED, GATE = 0, 1, 2
-
-#: Slot of a site's output among what it keeps.
-OUTPUT = -1
 
 
 class Tag:
@@ -223,6 +220,10 @@ class Call:
         if site.reruns and not site.args and not site.kwargs:
             site.args = tuple(stored(v, tensors) for v in self.args)
             site.kwargs = {k: stored(v, tensors) for k, v in self.kwargs.items()}
+            for held in held_among((*site.args, *site.kwargs.values())):
+                tracer.remember(held.saved[0], held, 0)
+        for name, constant in site.kept():
+            tracer.remember(constant, site, name)
         if site.keeps_inputs and not site.finds_input(tags):
             site.saved = [t.detach() for t in tensors]
             for k, t in enumerate(site.saved):
@@ -286,7 +287,16 @@ def stored(value: Any, tensors: list[Tensor]) -> Any:
         for k, t in enumerate(tensors):
             if value is t:
                 return Slot(k)
-        return value.detach() if value.requires_grad else value
+        return Held(value.detach())  # the very tensor would keep the graph alive, were an activation written into it
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in iter_tensors(tuple(value), {})):
         return type(value)(stored(v, tensors) for v in value)
     return value
+
+
+def held_among(values: Iterable[Any]) -> Iterator[Held]:
+    """The constants among stored arguments, one level into lists and tuples."""
+    for value in values:
+        if isinstance(value, Held):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from (v for v in value if isinstance(v, Held))

@@ -45,6 +45,11 @@ class LinearSite(Site):
         #: an activation or normalisation that computes the input again, where that is not kept
         self.maker: Site | None = None
 
+    def keep(self, slot: int | str, copy: Tensor) -> None:
+        super().keep(slot, copy)
+        if slot == "own_weight":
+            self.version = version(copy)
+
     # ------------------------------------------------------------------ what rules see
 
     @property

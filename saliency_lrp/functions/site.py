@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .call import Call
 
 
+#: Slot of a site's output among what it keeps.
+OUTPUT = -1
+
+
 class Slot:
     """Stands for the k-th activation in the stored arguments of a call."""
 
@@ -23,10 +27,29 @@ class Slot:
         self.index = index
 
 
+class Held:
+    """A tensor that is kept for the backward pass, and gets a copy of its own before the model writes into it."""
+
+    __slots__ = ("saved",)
+
+    def __init__(self, t: Tensor) -> None:
+        self.saved = [t]
+
+    def keep(self, slot: int | str, copy: Tensor) -> None:
+        """As :meth:`Site.keep`."""
+        self.saved = [copy]
+
+    def value(self, slot: int | str) -> Tensor:
+        """As :meth:`Site.value`."""
+        return self.saved[0]
+
+
 def fill(value: Any, tensors: list[Tensor]) -> Any:
-    """``value`` with every :class:`Slot` replaced by its tensor."""
+    """``value`` with every :class:`Slot` replaced by its tensor, and every constant given back."""
     if isinstance(value, Slot):
         return tensors[value.index]
+    if isinstance(value, Held):
+        return value.saved[0]
     if isinstance(value, tuple | list):
         return type(value)(fill(v, tensors) for v in value)
     return value
@@ -100,6 +123,8 @@ class Site:
         self.nonnegative = False
         self.gates: frozenset[int] = frozenset()
         self.func: Callable[..., Any] = call.func
+        #: whether the call writes into its first argument
+        self.inplace = call.inplace
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.saved: list[Tensor | None] = []
@@ -170,15 +195,38 @@ class Site:
         """The plain vector-Jacobian product, by running the call again under autograd."""
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_(True) for t in self.inputs]
-            # a fresh alias each: an in-place call must not write into a leaf
-            out = self.call([leaf.clone() if self.op.endswith("_") else leaf for leaf in leaves])
+            out = self.call(leaves)
         if not out.requires_grad:
             return (None,) * len(leaves)  # torch has no derivative of it
         return torch.autograd.grad(out, leaves, c.to(out.dtype), allow_unused=True)
 
     def call(self, tensors: list[Tensor]) -> Any:
-        """The original function on other activations."""
-        return self.func(*fill(self.args, tensors), **{k: fill(v, tensors) for k, v in self.kwargs.items()})
+        """The original function on other activations; it writes into none of them."""
+        args = fill(self.args, tensors)
+        if self.inplace and args and isinstance(args[0], Tensor):
+            args = (args[0].clone(), *args[1:])
+        return self.func(*args, **{k: fill(v, tensors) for k, v in self.kwargs.items()})
+
+    def kept(self) -> Iterator[tuple[int | str, Tensor]]:
+        """Constants that the site keeps an alias of: where, and the alias."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                yield name, value
+
+    def value(self, slot: int | str) -> Tensor | None:
+        """What is kept in a slot of the inputs, as the output or as an attribute."""
+        if isinstance(slot, str):
+            return getattr(self, slot)
+        return self.result if slot == OUTPUT else self.saved[slot] if slot < len(self.saved) else None
+
+    def keep(self, slot: int | str, copy: Tensor) -> None:
+        """Keep a copy in place of an alias of memory that the model is about to write into."""
+        if isinstance(slot, str):
+            setattr(self, slot, copy)
+        elif slot == OUTPUT:
+            self.result = copy
+        else:
+            self.saved[slot] = copy
 
     # ------------------------------------------------------------------ how relevance passes
 

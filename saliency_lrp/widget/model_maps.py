@@ -12,16 +12,19 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import composites, images, saliency
-from .errors import InputError, unknown_name
-from .explainers import registry
-from .explainers.base import check_model, class_scores, resolve_target, unwrap
-from .explainers.batching import watching
-from .explainers.cam import FeatureMap, read_feature_map
-from .explainers.untouched import device_of
-from .propagator import RelevancePropagator, Trace
-from .widget import Channels, Map
-from .work import Watch
+from .. import composites, images
+from ..errors import InputError, unknown_name
+from ..explainers import registry
+from ..explainers.base import check_model, class_scores, resolve_target, unwrap
+from ..explainers.cam import FeatureMap, read_feature_map
+from ..explainers.plan import options_for
+from ..explainers.progress import watching
+from ..model.answer import Answer
+from ..model.card import read_card
+from ..propagator import RelevancePropagator, Trace
+from ..question import find_device, prepare
+from .source import Channels, Map
+from .worker import Watch
 
 LONGEST_SIDE = 448  # of the picture in the browser: more is not seen, and every map is as large
 MOST_CHANNELS = 16
@@ -60,10 +63,11 @@ class ModelMaps:
     ) -> None:
         check_model(unwrap(model) if isinstance(model, nn.Module) else model)
         self.model = self._on(unwrap(model), device)
+        self.card = read_card(self.model)
         self.options = dict(options)
         self._lock = threading.Lock()
-        raw, x, geometry, self.notes = saliency._prepare(self.model, raw_image, input, self.options)
-        self.x = _one_picture(x).detach().to(device_of(self.model), saliency._dtype(self.model, x))
+        raw, x, geometry, self.notes = prepare(self.model, raw_image, input, self.options)
+        self.x = self.card.fitting(_one_picture(x))
         shown = _shown(raw, self.x)
         self.picture, self.geometry = _shrunk(shown, geometry or images.Geometry.whole(shown.shape[:2]))
         self.composites, self.rule, self.rules = _rules(composite)
@@ -76,8 +80,9 @@ class ModelMaps:
 
     @staticmethod
     def _on(model: nn.Module, device: Any) -> nn.Module:
-        where = saliency._device(device, model)
-        return model if where == device_of(model) else copy.deepcopy(model).to(where)
+        card = read_card(model)
+        where = find_device(device, card)
+        return model if where == card.device else copy.deepcopy(model).to(where)
 
     def _settle(self, label: Any) -> None:
         """Run the model once; who speaks for which class, and which layers can be drawn."""
@@ -85,11 +90,12 @@ class ModelMaps:
         self.probabilities, self.classes, self.target = np.zeros(0), [], -1
         if self.question is None:
             scores = class_scores(trace.output)
-            self.target = int(resolve_target(scores, label)[0])
-            self.probabilities = _shares(scores[0].double()).cpu().numpy()
-            names = self.options.get("class_names") or saliency._class_names(self.model)
+            names = self.options.get("class_names") or self.card.names
+            answer = Answer.of(scores[0], int(resolve_target(scores, label)[0]), names)
+            self.target = answer.target
+            self.probabilities = answer.shares.numpy()
             if names is not None:
-                self.classes = [saliency._name(names, index) for index in range(len(self.probabilities))]
+                self.classes = [answer.name(index) for index in range(len(answer.scores))]
         self._layers = self._drawable(trace)
         self.layers = list(self._layers)
 
@@ -162,18 +168,15 @@ class ModelMaps:
 
     def method(self, name: str, target: int | None, watch: Watch) -> Map:
         """The map of any other method; `watch` hears of its passes and can call it off."""
-        known = registry.option_names(name)
-        explainer = registry.get(
-            name,
-            self.model,
-            **saliency._options_for(name, known, self.options.get("layer_path"), self.options),
-        )
+        options = options_for(name, self.options.get("layer_path"), self.options)
+        explainer = registry.get(name, self.model, **options)
         with watching(watch.reached):
             relevance = explainer.explain(self.x, self._asked(target), self.picture)
         warnings = [*self.notes]
         if not relevance.any():
             warnings.append("the map is zero everywhere")
-        return Map(self._placed(relevance[0].sum(0)), warnings=tuple(warnings))
+        signed = getattr(explainer, "signed", True)
+        return Map(self._placed(relevance[0].sum(0)), warnings=tuple(warnings), signed=signed)
 
 
 def _one_picture(x: Tensor) -> Tensor:
@@ -216,12 +219,6 @@ def _rules(composite: Any) -> tuple[dict[str, composites.Composite], str, list[s
         return known, composite, list(known)
     own = composites.get(composite)
     return {own.name: own, **known}, own.name, list({own.name: own, **known})
-
-
-def _shares(scores: Tensor) -> Tensor:
-    """Probabilities: the scores themselves if they are some already."""
-    already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
-    return scores if already else scores.softmax(0)
 
 
 def _account(report: Any) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""Which method gets which of the options that one call was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError, unknown_name
+from . import registry
+
+#: options of the call itself, not of a method
+FRAME_OPTIONS = ("transform", "geometry", "class_names")
+
+
+@dataclass
+class Plan:
+    """One method and the options that are for it."""
+
+    method: str
+    options: dict[str, Any]
+
+
+def plan_methods(methods: Sequence[str], layer_path: Any, options: Mapping[str, Any]) -> list[Plan]:
+    """Send every option to the methods that know it; an option that none knows is an error."""
+    if not methods:
+        raise InputError(f"no method was given: name one or more of {', '.join(registry.list_methods())}.")
+    known = {method: registry.option_names(method) for method in methods}
+    everything = set().union(*known.values(), FRAME_OPTIONS, ("seed",))
+    for name in options:
+        if name not in everything:
+            raise unknown_name(f"option of {', '.join(map(repr, methods))}", name, everything)
+    return [Plan(m, options_for(m, layer_path, options)) for m in methods]
+
+
+def options_for(method: str, layer_path: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that are for one method."""
+    known = registry.option_names(method)
+    chosen = {k: v for k, v in options.items() if k in known and k not in FRAME_OPTIONS}
+    # An integer seed is for random numbers; any other kind is what LRP starts from at the output.
+    random = getattr(registry.find(method)[0], "random", False)
+    if "seed" in chosen and random != (isinstance(chosen["seed"], int)):
+        del chosen["seed"]
+    if layer_path is not None and "layer_path" in known:
+        chosen["layer_path"] = layer_path
+    return chosen
