@@ -21,7 +21,7 @@ from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
 from .errors import InputError
 from .functions import HANDLERS, custom
-from .functions.call import PLAIN, Call, Tag
+from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
@@ -317,15 +317,8 @@ class Interceptor(TorchFunctionMode):
 
     def tag_routed(self, call: Call, out: Any) -> Any:
         """Tag the results of a routing call with what all of its inputs have in common."""
-        tags = [getattr(a, TAG) for a in call.activations]
-        gate = min((t.gate for t in tags), default=PLAIN)
-        nonnegative = (
-            all(t.nonnegative for t in tags)
-            and call.name not in WRITES_CONSTANTS
-            and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0)
-            and all(call.is_activation(t) for t in iter_tensors(call.args, call.kwargs) if t.is_floating_point())
-        )
-        depth = max((t.depth for t in tags), default=0)
+        gate, nonnegative = call.gate(), call.nonnegative()
+        depth = max((getattr(a, TAG).depth for a in call.activations), default=0)
         written = (call.args[0],) if call.inplace else ()
         if written:
             self.wrote(call.args[0], depth)
@@ -380,12 +373,6 @@ class Interceptor(TorchFunctionMode):
                 copy = copies[key] = t.clone()
             site.keep(slot, copy)
 
-    def makes_one_tensor(self, call: Call) -> bool:
-        """Whether a function gives one floating-point (or complex) tensor; runs it once to see."""
-        with torch.no_grad():
-            out = call.func(*call.args, **call.kwargs)
-        return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())
-
     def unknown_natively(self, call: Call) -> Any:
         """Run a call that cannot be made a site; report it if its results carry relevance."""
         out = call.native()
@@ -422,7 +409,3 @@ class Interceptor(TorchFunctionMode):
                 self.embedded.append((source, leaf))
                 return self.tag(leaf.clone(), Tag(self.token))
         return out
-
-
-#: Routing functions that may write a constant of any sign.
-WRITES_CONSTANTS = frozenset("masked_fill index_fill fill nan_to_num __setitem__ where scatter conj".split())

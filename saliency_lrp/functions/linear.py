@@ -15,8 +15,8 @@ from ..errors import InputError
 from ..rules import Part, Rule
 from ..rules.arithmetic import sum_of_parts, working
 from .call import Call, tag_of
-from .registry import handles
-from .site import Site
+from .registry import KINDS, kind
+from .site import Site, any_complex, as_reals
 
 
 class LinearSite(Site):
@@ -56,7 +56,7 @@ class LinearSite(Site):
     def inputs(self) -> tuple[Tensor, ...]:
         if self.maker is not None:
             return (working(self.maker.output),)
-        return tuple(working(t) for t in self.saved if t is not None)
+        return tuple(working(as_reals(t)) for t in self.saved if t is not None)
 
     def finds_input(self, tags: list[Any]) -> bool:
         made = tags[0].site if tags[0] is not None else None
@@ -422,7 +422,7 @@ class GenericLinear(LinearSite):
     def transpose(self, c: Tensor, w: Tensor) -> Tensor:
         with torch.enable_grad():
             a = self.input.detach().requires_grad_(True)
-            z = self.run(a, w)
+            z = self.forward(a, w)
         return torch.autograd.grad(z, a, c)[0]
 
 
@@ -515,18 +515,20 @@ def dynamic_weight(call: Call, activation: Tensor) -> None:
 def weighted(call: Call, build: Callable[[Tensor, Tensor | None], LinearSite]) -> Any:
     """A call (input, weight, bias, ...): ``build`` makes its site where the input is the activation."""
     x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    if any_complex(x, w):
+        return KINDS["complex layer"](call)
     if not call.is_activation(x):
         return weight_only(call)
     dynamic_weight(call, x)
     return linear_node(call, build(w, b), x)
 
 
-@handles("linear")
+@kind("linear")
 def linear(call: Call) -> Any:
     return weighted(call, lambda w, b: (DenseToScalar if w.dim() == 1 else Dense)(call, w, b))
 
 
-@handles("conv1d", "conv2d", "conv3d")
+@kind("convolution")
 def convolution(call: Call) -> Any:
     return weighted(
         call,
@@ -541,7 +543,7 @@ def convolution(call: Call) -> Any:
     )
 
 
-@handles("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@kind("transposed convolution")
 def transposed_convolution(call: Call) -> Any:
     return weighted(
         call,
@@ -557,11 +559,11 @@ def transposed_convolution(call: Call) -> Any:
     )
 
 
-@handles("convolution", "_convolution")
+@kind("general convolution")
 def general_convolution(call: Call) -> Any:
     x, w, b, stride, padding, dilation, transposed, output_padding, groups = call.args[:9]
-    kind = TransposedConvolution if transposed else Convolution
-    return linear_node(call, kind(call, w, b, stride, padding, dilation, groups, output_padding), x)
+    made = TransposedConvolution if transposed else Convolution
+    return linear_node(call, made(call, w, b, stride, padding, dilation, groups, output_padding), x)
 
 
 def weight_only(call: Call) -> Any:
@@ -578,7 +580,7 @@ def weight_only(call: Call) -> Any:
     return linear_node(call, GenericLinear(call, torch.ones((), dtype=w.dtype, device=w.device), run), w)
 
 
-@handles("deform_conv2d")
+@kind("deformable convolution")
 def deformable_convolution(call: Call) -> Any:
     """Linear in its input: where it is sampled (offsets) and how much that counts (mask) are gates."""
     x, w = call.args[0], call.args[1]
@@ -598,7 +600,7 @@ def deformable_convolution(call: Call) -> Any:
     return linear_node(call, site, x)
 
 
-@handles("bilinear")
+@kind("bilinear")
 def bilinear(call: Call) -> Any:
     left, right, w, b = (call.arg(k, n) for k, n in enumerate(("input1", "input2", "weight", "bias")))
     if call.is_activation(left) and call.is_activation(right):
@@ -615,7 +617,7 @@ def bilinear(call: Call) -> Any:
     return linear_node(call, site, call.activations[0])
 
 
-@handles("batch_norm")
+@kind("batch norm")
 def batch_norm(call: Call) -> Any:
     x = call.arg(0, "input")
     mean, var = call.arg(1, "running_mean"), call.arg(2, "running_var")
