@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from . import composites
+from .as_written import as_written
 from .composites import Composite
 from .constants import Constants
 from .errors import InputError, ModelCallError, unknown_name
@@ -97,6 +98,15 @@ def _what_failed(error: Exception, model: nn.Module, inputs: Any) -> str:
     )
 
 
+#: What autograd says that it cannot do -> the way to record the forward pass that spares it that.
+OTHER_WAYS = {
+    # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
+    "returns multiple views": "single_views",
+    # the model uses torch.func, which takes no hooks on what autograd keeps
+    "support saved tensor hooks": "no_copies",
+}
+
+
 class Trace:
     """One recorded forward pass; explanations of it are backward passes only.
 
@@ -128,13 +138,16 @@ class Trace:
         self._freed = False
         self._last: tuple[Any, Any, Any] | None = None
         self._report: Report | None = None
-        try:
-            self._forward(model, modules, args, kwargs)
-        except RuntimeError as error:
-            if "returns multiple views" not in str(error):
-                raise
-            # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
-            self._forward(model, modules, args, kwargs, single_views=True)
+        ways: dict[str, bool] = {}
+        while True:
+            try:
+                self._forward(model, modules, args, kwargs, **ways)
+                break
+            except RuntimeError as error:
+                other = next((way for message, way in OTHER_WAYS.items() if message in str(error)), None)
+                if other is None or other in ways:
+                    raise
+                ways[other] = True
         self._finish()
 
     # ------------------------------------------------------------------ recording
@@ -146,6 +159,7 @@ class Trace:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         single_views: bool = False,
+        no_copies: bool = False,
     ) -> None:
         """Run the model with hooks and interception on; whatever happens, nothing is left behind on it."""
         self.sites.clear()
@@ -157,10 +171,12 @@ class Trace:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            passed = stack.enter_context(as_written())
             stack.enter_context(evaluating(model, modules))
             stack.callback(self._free_of_graphs, modules)
-            # without these, autograd refuses models that write into what a max pooling, say, has read
-            stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
+            # without these hooks, autograd refuses models that write into what a max pooling, say, has read
+            if not no_copies:
+                stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
             watch = Watch(self._interceptor, self.calls)
             stack.callback(watch.remove)
             stack.enter_context(self._interceptor)
@@ -171,6 +187,8 @@ class Trace:
                     raise
                 raise ModelCallError(_what_failed(error, model, (args, kwargs))) from error
         self._interceptor.saved.clear()
+        for what in passed:
+            self._interceptor.note(f"{what} inside the model is passed, as torch.no_grad() is: relevance goes on there")
 
     def _free_of_graphs(self, modules: Iterable[nn.Module]) -> None:
         """What the model keeps is free of the graph; what it returned has it."""

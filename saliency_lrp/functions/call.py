@@ -18,13 +18,28 @@ __all__ = ["BOUNDED", "GATE", "OUTPUT", "PLAIN", "Call", "Tag", "several_at_once
 class Tag:
     """What the interceptor knows of an activation; rides on the tensor itself."""
 
-    __slots__ = ("trace", "site", "gate", "nonnegative", "version", "readers", "place", "source", "source_version")
+    __slots__ = (
+        "trace",
+        "site",
+        "gate",
+        "nonnegative",
+        "depth",
+        "version",
+        "readers",
+        "place",
+        "source",
+        "source_version",
+    )
 
-    def __init__(self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False) -> None:
+    def __init__(
+        self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False, depth: int = 0
+    ) -> None:
         self.trace = trace
         self.site = site
         self.gate = gate
         self.nonnegative = nonnegative
+        #: how many linear sites lie between the model's input and it, on the longest way of relevance
+        self.depth = depth
         #: the tensor's version when this was known; a later one means that it was written into
         self.version = -1
         #: how many calls have read its values
@@ -266,6 +281,7 @@ class Call:
         site.index = tracer.register(site)
         site.arity = len(tensors)
         tags = [tag_of(t) for t in tensors]
+        depth = site.place_at(max((t.depth for k, t in enumerate(tags) if t and k not in site.gates), default=0))
         site.parents = tuple(t.site.index if t is not None and t.site is not None else None for t in tags)
         if site.reruns and not site.args and not site.kwargs:
             site.args = tuple(stored(v, tensors) for v in self.args)
@@ -301,9 +317,11 @@ class Call:
             return out
 
         out = _Node.make(site, run, written, *tensors)
+        if written is not None:
+            tracer.wrote(self.args[0], depth)
         for t in out if isinstance(out, tuple) else (out,):
             if isinstance(t, Tensor) and t.requires_grad:
-                tracer.tag(t, Tag(tracer.token, site, gate, nonnegative))
+                tracer.tag(t, Tag(tracer.token, site, gate, nonnegative, depth))
         return out
 
     def reroute(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

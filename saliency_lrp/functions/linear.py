@@ -249,6 +249,7 @@ class Dense(LinearSite):
     family = "dense"
     takes_several = True
     rectifiable = False  # its output is small beside its weight, and relative stabilisers look at all of it
+    own_axes = (-1,)
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return F.linear(a, w)
@@ -266,6 +267,8 @@ class Dense(LinearSite):
 
 class DenseToScalar(Dense):
     """``a @ w`` with a weight vector: one output, without an axis of its own."""
+
+    own_axes = ()
 
     def transpose(self, c: Tensor, w: Tensor) -> Tensor:
         return c[..., None] * w
@@ -312,6 +315,10 @@ class Convolution(LinearSite):
                 self.extra = tuple(v for span in reversed(spans) for v in (0, span % 2))
         self.padding = each(padding, n)
         self.thin = not self.transposed and groups == 1 and weight.shape[1] <= 4
+
+    @property
+    def own_axes(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(range(self.channel_axis, 0))  # channels and positions
 
     def convolve(self, a: Tensor, w: Tensor) -> Tensor:
         """The convolution of a batch."""
@@ -402,9 +409,12 @@ class GenericLinear(LinearSite):
     family = "dense"
     foldable = False
 
-    def __init__(self, call: Call, weight: Tensor, run: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, call: Call, weight: Tensor, run: Callable[[Tensor, Tensor], Tensor], own_axes: tuple[int, ...] = ()
+    ) -> None:
         super().__init__(call, weight, None)
         self.run = run
+        self.own_axes = own_axes
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return self.run(a, w)
@@ -426,6 +436,10 @@ class Diagonal(LinearSite):
         super().__init__(call, affine.scale, affine.merged_bias(None))
         self.channel_axis = channel_axis
         self.own = affine
+
+    @property
+    def own_axes(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(range(self.channel_axis, 0))
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return a * along(w, self.channel_axis)
@@ -580,7 +594,7 @@ def deformable_convolution(call: Call) -> Any:
     def run(a: Tensor, v: Tensor) -> Tensor:
         return func(a, v, *(o.to(a.dtype) if isinstance(o, Tensor) else o for o in others[2:]))
 
-    site = GenericLinear(call, w, run)
+    site = GenericLinear(call, w, run, own_axes=(-3, -2, -1))
     site.family, site.channel_axis = "convolution", -3
     site.own_bias = bias.detach()
     return linear_node(call, site, x)
@@ -595,10 +609,10 @@ def bilinear(call: Call) -> Any:
         return bilinear_product(call)
     if call.is_activation(left):
         right = right.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v))
+        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
     else:
         left = left.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v))
+        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
     site.own_bias = None if b is None else b.detach()
     return linear_node(call, site, call.activations[0])
 

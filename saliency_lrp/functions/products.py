@@ -149,7 +149,16 @@ def matrix_product(call: Call) -> Any:
         if y.dim() == 2 and x.dim() > 1:
             return linear_node(call, Dense(call, y.mT, None), x)
     active, constant = (x, y) if call.is_activation(x) else (y, x)
-    return linear_node(call, GenericLinear(call, constant, bilinear_map(call, active, constant)), active)
+    run = bilinear_map(call, active, constant)
+    return linear_node(call, GenericLinear(call, constant, run, constants_axis(call, active, constant)), active)
+
+
+def constants_axis(call: Call, active: Tensor, constant: Tensor) -> tuple[int, ...]:
+    """The axis of a matrix product that the constant brings: it holds the features of one position."""
+    if call.name not in ("matmul", "mm", "bmm", "mv", "linalg_matmul", "__rmatmul__") or constant.dim() < 2:
+        return ()
+    on_the_left = (call.args[0] is constant) != (call.name == "__rmatmul__")
+    return (-2,) if on_the_left and active.dim() > 1 else (-1,)
 
 
 def bilinear_map(call: Call, active: Tensor, constant: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -189,7 +198,18 @@ def einsum(call: Call) -> Any:
         filled = [a if j == k else w if j == first else o.to(a.dtype) for j, o in enumerate(others)]
         return torch.einsum(equation, *filled)
 
-    return linear_node(call, GenericLinear(call, operands[first], run), operands[k])
+    site = GenericLinear(call, operands[first], run, axes_of_others(equation, k))
+    return linear_node(call, site, operands[k])
+
+
+def axes_of_others(equation: Any, k: int) -> tuple[int, ...]:
+    """The axes of an einsum's result, from the end, that its k-th operand does not have: features of one position."""
+    if not isinstance(equation, str) or "->" not in equation:
+        return ()
+    terms, result = equation.replace(" ", "").split("->")
+    letters = result.rpartition("...")[2]
+    own = terms.split(",")[k]
+    return tuple(j - len(letters) for j, letter in enumerate(letters) if letter not in own)
 
 
 def complex_einsum(call: Call, equation: str, operands: tuple[Tensor, ...]) -> Any:

@@ -96,6 +96,9 @@ class Site:
         How many inputs receive relevance.
     rank : int
         Execution order among the linear sites (a layer and its folded batch norm count once); -1 on other kinds.
+    depth : int
+        How many linear sites lie between the model's input and this one, on the longest way of relevance: 0 where a
+        linear site reads the input itself, through whatever moves, scales or shifts it; -1 on other kinds.
     parents : tuple of int or None
         For each input, the index of the site that made it (None: the model's input, or a routing op lies between).
     """
@@ -117,6 +120,9 @@ class Site:
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
     takes_several: bool = False
 
+    #: Axes (from the end) over which a relative stabiliser measures outputs: never one that could be the batch.
+    own_axes: tuple[int, ...] = ()
+
     def __init__(self, call: Call) -> None:
         self.op = call.name
         self.path = call.path
@@ -124,7 +130,8 @@ class Site:
         self.index = -1
         self.parents: tuple[int | None, ...] = ()
         self.arity = 1
-        self.rank = -1
+        self.rank = self.depth = -1
+        self.depth_after = 0
         self.superseded = False
         self.binding = call.binding
         self.is_output = False
@@ -185,6 +192,14 @@ class Site:
         """Note what bias, stabiliser or rule took of the relevance (summed)."""
         if self.binding.account is not None:
             self.binding.account.absorb(self, amounts)
+
+    def place_at(self, depth: int) -> int:
+        """Note how deep in the model the site stands; returns how deep its output is."""
+        if self.kind == "linear":
+            self.depth = depth if self.parent is None else self.parent.depth
+        # what follows a recurrent layer is not the first layer, nor is the layer itself
+        self.depth_after = depth + (self.kind in ("linear", "recurrent"))
+        return self.depth_after
 
     def finds_input(self, tags: list[Any]) -> bool:
         """Whether the input, whose tag is given, need not be kept because its maker can compute it again."""
