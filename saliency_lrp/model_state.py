@@ -6,14 +6,11 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from .errors import InputError
-from .interception import TAG
 
 
 def named_modules(model: nn.Module) -> dict[nn.Module, str]:
@@ -60,40 +57,6 @@ def evaluating(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]
                 del _flags[model]
             else:
                 _flags[model] = (count - 1, flags)
-
-
-def forget_graphs(modules: Iterable[nn.Module]) -> None:
-    """Take the graph off activations that the model keeps (states, caches, buffers), where it would live on."""
-
-    def plain(t: Tensor) -> Tensor:
-        return t.detach() if hasattr(t, TAG) else t
-
-    for module in modules:
-        for buffer in module._buffers.values():
-            if buffer is not None and buffer.grad_fn is not None and not buffer._is_view():
-                buffer.detach_()
-        for name in vars(module).keys() - MODULE_TABLES:
-            value = vars(module)[name]
-            if type(value) not in PLAIN and holds_activations(value):
-                vars(module)[name] = tree_map_only(Tensor, plain, value)
-
-
-def holds_activations(value: Any) -> bool:
-    """Whether a value is, or contains in lists, tuples and dicts, a tensor of a trace."""
-    if isinstance(value, Tensor):
-        return hasattr(value, TAG)
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):  # noqa: UP038  # a union is slower, and this is asked of all attributes
-        return False
-    return any(holds_activations(v) for v in value)
-
-
-#: Types of most attributes, in which no tensor can be.
-PLAIN = frozenset({bool, int, float, str, type(None)})
-
-#: What every module has.
-MODULE_TABLES = frozenset(vars(nn.Module()))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

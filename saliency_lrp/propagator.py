@@ -22,14 +22,17 @@ from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from . import composites
+from .as_written import as_written
 from .composites import Composite
+from .constants import Constants
 from .engine import start
 from .engine.inputs import Arguments, without_graph
 from .errors import InputError, ModelCallError, unknown_name
 from .functions.call import Tag
 from .functions.site import Site
 from .interception import TAG, Binding, Interceptor
-from .model_state import evaluating, forget_graphs, named_modules, unwrapped
+from .model import graph_free
+from .model_state import evaluating, named_modules, unwrapped
 from .places import ModuleCall, Place, Watch, only
 from .report import Account, Report, total
 from .rules import Rule
@@ -128,6 +131,15 @@ def working_dtype(model: nn.Module) -> torch.dtype:
 Start = tuple[Tensor | GradientEdge, Tensor]
 
 
+#: What autograd says that it cannot do -> the way to record the forward pass that spares it that.
+OTHER_WAYS = {
+    # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
+    "returns multiple views": "single_views",
+    # the model uses torch.func, which takes no hooks on what autograd keeps
+    "support saved tensor hooks": "no_copies",
+}
+
+
 class Trace:
     """One recorded forward pass; explanations of it are backward passes only.
 
@@ -161,13 +173,16 @@ class Trace:
         self._freed = False
         self._last: tuple[Start, Any] | None = None
         self._report: Report | None = None
-        try:
-            self._forward(model, modules)
-        except RuntimeError as error:
-            if "returns multiple views" not in str(error):
-                raise
-            # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
-            self._forward(model, modules, single_views=True)
+        ways: dict[str, bool] = {}
+        while True:
+            try:
+                self._forward(model, modules, **ways)
+                break
+            except RuntimeError as error:
+                other = next((way for message, way in OTHER_WAYS.items() if message in str(error)), None)
+                if other is None or other in ways:
+                    raise
+                ways[other] = True
         self._finish()
 
     # ------------------------------------------------------------------ recording
@@ -177,20 +192,24 @@ class Trace:
         model: nn.Module,
         modules: Iterable[nn.Module],
         single_views: bool = False,
+        no_copies: bool = False,
     ) -> None:
         """Run the model with hooks and interception on; whatever happens, nothing is left behind on it."""
         self.sites.clear()
         self.calls.clear()
         self._interceptor = Interceptor(self.binding, self.binding.names, self.sites)
         self._interceptor.single_views = single_views
+        self._raw: Any = None
         args, kwargs = self._enter()
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            passed = stack.enter_context(as_written())
             stack.enter_context(evaluating(model, modules))
-            stack.callback(forget_graphs, modules)
-            # without these, autograd refuses models that write into what a max pooling, say, has read
-            stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
+            stack.callback(self._free_of_graphs, modules)
+            # without these hooks, autograd refuses models that write into what a max pooling, say, has read
+            if not no_copies:
+                stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
             watch = Watch(self._interceptor, self.calls)
             stack.callback(watch.remove)
             stack.enter_context(self._interceptor)
@@ -201,6 +220,14 @@ class Trace:
                     raise
                 raise ModelCallError(_what_failed(error, model, (args, kwargs))) from error
         self._interceptor.saved.clear()
+        for what in passed:
+            self._interceptor.note(f"{what} inside the model is passed, as torch.no_grad() is: relevance goes on there")
+
+    def _free_of_graphs(self, modules: Iterable[nn.Module]) -> None:
+        """What the model keeps is free of the graph; what it returned has it."""
+        written = self._interceptor.written.alive()
+        self._raw = graph_free.apart(self._raw, (*written, *(b for m in modules for b in m._buffers.values())))
+        graph_free.free(written, modules)
 
     def _enter(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments, with each tensor a copy that relevance can be read at; the caller's are never written into."""
@@ -673,21 +700,39 @@ class Trace:
         started = float(total(seeds))
         arrived = sum(float(total(v)) for v in values if v is not None)
         notes = [n for n in self._interceptor.notes if not n.startswith("unknown: ")]
-        report = Report(started, arrived, account.rows(self.binding.rule_for), self.warnings(), notes)
+        constants = Constants(self._model, self._interceptor.constants)
+        report = Report(
+            started,
+            arrived,
+            account.rows(self.binding.rule_for, constants.name_of),
+            self.warnings(),
+            notes,
+            seed_size=float(total(seeds.abs())),
+            size=sum(float(total(v.abs())) for v in values if v is not None),
+            joined=constants.names_of(self._interceptor.joined),
+            unknown=self._not_understood(),
+        )
         finite = all(bool(torch.isfinite(v).all()) for v in values if v is not None)
         if not finite:
             worst = next((r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None)
             where = f"; first at {worst.op} of {worst.path!r}" if worst is not None else ""
             report.warnings.append(f"the map has NaN or infinite values{where}")
         elif started:
-            size = sum(float(total(v.abs())) for v in values if v is not None)
-            if size > EXPLODED * float(total(seeds.abs())):
+            if report.size > EXPLODED * report.seed_size:
                 report.warnings.append(
-                    f"Σ|R| of the map is {size / float(total(seeds.abs())):.3g} times that of the seed: relevance of "
+                    f"Σ|R| of the map is {report.size / report.seed_size:.3g} times that of the seed: relevance of "
                     "opposite signs nearly cancels somewhere; do not trust single pixels (rules such as z⁺ or "
                     "γ avoid this)"
                 )
         return report
+
+    def _not_understood(self) -> list[str]:
+        """Functions that the last explanation met and that are not understood, with their place."""
+        found = [f"{s.op} at {s.path!r}" for s in self._unknown]
+        found += [
+            n.removeprefix("unknown: ").partition(" is not ")[0] for n in self._interceptor.notes if "unknown: " in n
+        ]
+        return list(dict.fromkeys(found))
 
     def warnings(self) -> list[str]:
         """Functions that the last explanation met and that are not understood."""

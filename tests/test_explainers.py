@@ -474,7 +474,7 @@ def test_lrp_by_composite_name():
 
 
 def test_registering_a_method(monkeypatch):
-    monkeypatch.setattr(registry, "_explainers", dict(registry._explainers))
+    monkeypatch.setattr(registry.EXPLAINERS, "_entries", dict(registry.EXPLAINERS))
 
     @register_explainer("ones")
     class Ones:

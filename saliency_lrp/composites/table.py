@@ -7,21 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError, unknown_name
+from ..registry import Registry
 from ..rules import Rule
 from .composite import Composite, defaults_for
 from .selectors import kind
 
-COMPOSITES: dict[str, Callable[..., Composite]] = {}
+COMPOSITES: Registry[Callable[..., Composite]] = Registry("composite")
 
 
 def register(name: str, build: Callable[..., Composite]) -> None:
     """Give a composite a name; ``build(**options)`` makes it."""
-    COMPOSITES[name] = build
+    COMPOSITES.add(name, build)
 
 
 def list_composites() -> list[str]:
     """Names of all composites, sorted."""
-    return sorted(COMPOSITES)
+    return COMPOSITES.names()
 
 
 def get(composite: str | Composite | Rule | None, **options: Any) -> Composite:
@@ -44,21 +45,14 @@ def get(composite: str | Composite | Rule | None, **options: Any) -> Composite:
         composite = composite()
     if isinstance(composite, Rule):
         return Composite([(kind("linear"), composite)], defaults_for(composite), repr(composite))
-    if not isinstance(composite, str) or composite not in COMPOSITES:
-        raise unknown_name("composite", composite, COMPOSITES)
-    known = inspect.signature(COMPOSITES[composite]).parameters
+    build = COMPOSITES[composite]
+    known = inspect.signature(build).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for name in options:
         if name not in known and not takes_any:
             raise unknown_name(f"option of composite {composite!r}", name, known)
-    return COMPOSITES[composite](**options)
+    return build(**options)
 
 
-def named(name: str) -> Callable[[Callable[..., Composite]], Callable[..., Composite]]:
-    """Decorator: register a builder under ``name``."""
-
-    def add(build: Callable[..., Composite]) -> Callable[..., Composite]:
-        register(name, build)
-        return build
-
-    return add
+#: decorator: register a builder under a name
+named = COMPOSITES.register

@@ -664,9 +664,11 @@ def bag(call: Integers) -> Any:
     known = call.trail(ids)
     if known is None or known.path is None or call.func is not F.embedding_bag:
         return unfollowed(call)
-    options = dict(zip(BAG, call.args[2:], strict=False)) | {
-        k: v for k, v in call.kwargs.items() if k not in ("input", "weight")
-    }
+    options = (
+        {"mode": "mean"}
+        | dict(zip(BAG, call.args[2:], strict=False))
+        | {k: v for k, v in call.kwargs.items() if k not in ("input", "weight")}
+    )
     norm = {k: options.pop(k) for k in ("max_norm", "norm_type", "scale_grad_by_freq") if k in options}
     with torch.no_grad():
         rows = F.embedding(ids.reshape(-1), weight.detach(), **norm)

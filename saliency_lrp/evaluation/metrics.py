@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..registry import Registry
 from .methods import ExplainFunction, channel_sum
 from .perturbation import morf_lerf
 from .question import BATCH
@@ -91,19 +92,19 @@ class Metric:
         return "↑" if self.higher_is_better else "↓"
 
 
-METRICS: dict[str, Metric] = {}
+METRICS: Registry[Metric] = Registry("metric")
 
 
 def list_metrics() -> list[str]:
     """Names of all metrics, sorted."""
-    return sorted(METRICS)
+    return METRICS.names()
 
 
 def _metric(name: str, title: str, higher_is_better: bool, needs: str, paper: str) -> Callable:
     """Decorator: enter a function from a task to scores into the table."""
 
     def add(compute: Callable[[Task], np.ndarray]) -> Callable[[Task], np.ndarray]:
-        METRICS[name] = Metric(name, title, higher_is_better, needs, compute, paper)
+        METRICS.add(name, Metric(name, title, higher_is_better, needs, compute, paper))
         return compute
 
     return add

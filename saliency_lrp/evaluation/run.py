@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, unknown_name
+from ..errors import InputError
 from ..explainers.untouched import untouched
 from .methods import Method, explain_function, labelled
 from .metrics import METRICS, Metric, Task
@@ -139,8 +139,6 @@ def _metrics(names: Sequence[str] | None, masks: np.ndarray | None) -> list[Metr
         return [m for m in METRICS.values() if m.needs != "masks" or masks is not None]
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
-        if name not in METRICS:
-            raise unknown_name("metric", name, METRICS)
         if METRICS[name].needs == "masks" and masks is None:
             raise InputError(f"metric {name!r} needs masks=, the true place of the object in each image")
     return [METRICS[name] for name in names]

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..composites import Composite
 from ..errors import InputError
+from ..likeness import class_likeness
 from ..propagator import RelevancePropagator, Trace
 from ..report import Report
 from ..rules import Rule
@@ -30,7 +31,8 @@ class LrpExplainer:
     unknown : {"warn", "error"}
         What to do about functions that are not understood.
     account : bool
-        Keep the account of relevance with each explanation (``.report``).
+        Keep the account of relevance with each explanation (``.report``), and see whether the map of an unlike class
+        is another: about two more backward passes.
     at, index
         Neurons of a module in place of the model's output; see ``Trace.relevance``.
     constants : sequence of str or int
@@ -98,8 +100,11 @@ class LrpExplainer:
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
         ind = tuple(ind) if isinstance(ind, list) else ind
         ind = None if self.at is not None else ind
-        R = trace.relevance(ind, self.seed, account=self.account, retain=False, at=self.at, index=self.index)
-        self.report, self.output = trace._report, trace.output
+        R = trace.relevance(ind, self.seed, account=self.account, retain=self.account, at=self.at, index=self.index)
+        self.output = trace.output
+        if self.account:
+            self.report = trace.report()
+            self.report.likeness = None if self.at is not None else class_likeness(trace, R, ind, self.seed)
         trace.warn()
         return R
 

@@ -11,29 +11,25 @@ from typing import Any
 from torch import nn
 
 from ..errors import unknown_name
+from ..registry import Registry
 
 #: prefix of the methods that are LRP with a named composite, ``lrp:epsilon_plus``
 LRP_PREFIX = "lrp:"
 
+#: what is shown side by side unless told otherwise: each costs a few passes at most
+DEFAULT_METHODS = ("lrp", "gradcam", "grad_x_input")
+
 # Modules that register explainers when imported; importing them is cheap (captum comes later).
 _MODULES = ("gradient", "perturbation", "cam", "deeplift", "combined")
 
-_explainers: dict[str, type] = {}
+#: Saliency methods by name. A class is called as ``cls(model, **options)`` and has ``explain(inp, ind=None,
+#: raw_inp=None) -> Tensor``, which returns a tensor like ``inp`` and leaves the model as it was.
+EXPLAINERS: Registry[type] = Registry("method")
 
 
 def register_explainer(*names: str) -> Callable[[type], type]:
-    """Class decorator that makes a saliency method known by `names`.
-
-    The class is called as ``cls(model, **options)`` and has ``explain(inp, ind=None,
-    raw_inp=None) -> Tensor``, which returns a tensor like `inp` and leaves the model as it was.
-    """
-
-    def add(cls: type) -> type:
-        for name in names:
-            _explainers[name] = cls
-        return cls
-
-    return add
+    """Class decorator that makes a saliency method known by ``names``."""
+    return EXPLAINERS.register(*names)
 
 
 def _load() -> None:
@@ -56,7 +52,7 @@ def list_methods(pattern: str = "*") -> list[str]:
         A shell-style pattern, such as ``"lrp*"``.
     """
     _load()
-    names = [*_explainers, *(LRP_PREFIX + name for name in _composite_names())]
+    names = [*EXPLAINERS, *(LRP_PREFIX + name for name in _composite_names())]
     return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
@@ -69,10 +65,10 @@ def find(name: str) -> tuple[type, dict[str, Any]]:
         With the nearest known name.
     """
     _load()
-    if name in _explainers:
-        return _explainers[name], {}
+    if name in EXPLAINERS:
+        return EXPLAINERS[name], {}
     if isinstance(name, str) and name.startswith(LRP_PREFIX) and name in list_methods("lrp:*"):
-        return _explainers["lrp"], {"composite": name.removeprefix(LRP_PREFIX)}
+        return EXPLAINERS["lrp"], {"composite": name.removeprefix(LRP_PREFIX)}
     raise unknown_name("method", name, list_methods())
 
 
@@ -81,6 +77,11 @@ def option_names(name: str) -> set[str]:
     cls, fixed = find(name)
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)} - fixed.keys()
+
+
+def is_signed(name: str) -> bool:
+    """Whether the maps of a method have a sign: for and against, not only how much."""
+    return bool(getattr(find(name)[0], "signed", True))
 
 
 def get(name: str, model: nn.Module, **options: Any) -> Any:

@@ -8,23 +8,21 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from ..errors import unknown_name
+from ..registry import Registry
 
 BiasMode = Literal["keep", "zero", "distribute"]
 
 
-RULES: dict[str, type[Rule]] = {}
+RULES: Registry[type[Rule]] = Registry("rule")
 
 
 def list_rules() -> list[str]:
     """Names of all rules, sorted."""
-    return sorted(RULES)
+    return RULES.names()
 
 
 def get(name: str, **options: Any) -> Rule:
     """Build a rule by its class name, such as ``get("Epsilon", epsilon=1e-9)``."""
-    if name not in RULES:
-        raise unknown_name("rule", name, RULES)
     return RULES[name](**options)
 
 
@@ -47,7 +45,7 @@ class Rule:
         """Register the class; ``abstract`` says that it is a base of rules, not one itself."""
         super().__init_subclass__(**kwargs)
         if not abstract:
-            RULES[cls.__name__] = cls
+            RULES.add(cls.__name__, cls)
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of each input of ``site``, given the relevance ``R`` of its output."""
