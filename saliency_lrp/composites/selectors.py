@@ -38,6 +38,11 @@ def op(*names: str) -> Where:
     return Where(f"op({', '.join(names)})", lambda site: site.op in names)
 
 
+def claims(*names: str) -> Where:
+    """Sites of functions that the table of facts makes these claims of, such as ``"rectifier"``."""
+    return Where(f"claims({', '.join(names)})", lambda site: all(name in site.claims for name in names))
+
+
 def first(n: int = 1) -> Where:
     """Linear sites that read the model's input, moved, scaled or shifted at most; with ``n``, the first ``n`` of a way.
 

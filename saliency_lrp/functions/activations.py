@@ -11,6 +11,8 @@ from .call import BOUNDED, GATE, OUTPUT, Call, tag_of
 from .registry import kind
 from .site import Site, iter_tensors, runs_again_alike
 
+RECTIFIER, NO_CLAIMS = frozenset({"rectifier"}), frozenset[str]()
+
 
 class ActivationSite(Site):
     """``y = f(x)``, one value at a time."""
@@ -26,6 +28,7 @@ class ActivationSite(Site):
         alone = sum(1 for _ in iter_tensors(call.args, call.kwargs)) == 1
         self.cheap = self.reruns and alone and runs_again_alike(call.activations[0])
         self.keeps_zero = call.says("zero_to_zero")
+        self.claims = RECTIFIER if call.says("rectifier") else NO_CLAIMS
 
     @property
     def keeps_inputs(self) -> bool:  # type: ignore[override]

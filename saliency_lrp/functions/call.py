@@ -216,14 +216,14 @@ class Call:
 
     # ------------------------------------------------------------------ the call in other words
 
-    def first_result(self) -> Call:
-        """The same call of a function that returns only the first of its results."""
+    def one_result(self, k: int = 0) -> Call:
+        """The same call of a function that returns only the k-th of its results."""
         func = self.func
 
-        def first(*args: Any, **kwargs: Any) -> Tensor:
-            return func(*args, **kwargs)[0]
+        def one(*args: Any, **kwargs: Any) -> Tensor:
+            return func(*args, **kwargs)[k]
 
-        return Call(first, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+        return Call(one, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
 
     def with_result(self, out: Tensor) -> Call:
         """The same call of a function whose result is there already, for one that must not run twice."""
@@ -278,6 +278,8 @@ class Call:
         """
         tensors = self.activations if activations is None else activations
         tracer = self.interceptor
+        if any(t.layout is not torch.strided for t in tensors):
+            return tracer.unknown_natively(self)  # rules know dense tensors only
         site.index = tracer.register(site)
         site.arity = len(tensors)
         tags = [tag_of(t) for t in tensors]

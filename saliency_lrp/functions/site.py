@@ -117,6 +117,8 @@ class Site:
     cheap: bool = False
     #: Whether the function maps 0 to 0.
     keeps_zero: bool = False
+    #: What the table of facts says of the function, as far as composites select sites by it.
+    claims: frozenset[str] = frozenset()
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
     takes_several: bool = False
 
