@@ -159,7 +159,7 @@ class Arguments:
 
     def check(self) -> None:
         """Nothing that is not finite, but -inf after the first tensor, where it stands in masks."""
-        numbers = [a for a in self.tensors if a.value.is_floating_point()]
+        numbers = [a for a in self.tensors if a.is_dense and a.value.is_floating_point()]
         for k, a in enumerate(numbers):
             t = a.value
             if t.is_meta:
