@@ -23,6 +23,7 @@ from .errors import InputError
 from .functions import HANDLERS, custom
 from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
+from .functions.rectifiers import rectified, remember_sources
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import Held, Site, iter_tensors
@@ -103,6 +104,7 @@ class Binding:
         self.names = names
         #: what the composite that was chosen before the forward pass asks of activations
         self.needs_preactivation = composite.needs_preactivation
+        self.seeks_rectifiers = composite.seeks_rectifiers
         self.account: Account | None = None
         self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
@@ -210,9 +212,7 @@ class Interceptor(TorchFunctionMode):
             return func(*args, **kwargs)  # inside somebody's autograd.Function, or a transform of torch.func
         if entry.asks_only:
             if entry.name in HOOKS and args[0].requires_grad:
-                return RemovableHandle(
-                    OrderedDict()
-                )  # hooks of the model are about gradients: they never run on relevance
+                return RemovableHandle(OrderedDict())  # the model's hooks are about gradients, not relevance
             with torch.no_grad():
                 return func(*args, **kwargs)
         activations, parameters = self.activations(args, kwargs)
@@ -231,7 +231,17 @@ class Interceptor(TorchFunctionMode):
         if call.inplace and args[0].requires_grad and args[0].is_leaf:  # as a model may under no_grad
             self.note(f"{call.name} at {call.path!r} writes into a parameter; what it writes there gets no relevance")
             return call.constant()
+        if self.binding.seeks_rectifiers:
+            return self.seek_rectifier(entry, call)
         return entry.handler(call)
+
+    def seek_rectifier(self, entry: Entry, call: Call) -> Any:
+        """Carry out a call, as a ReLU if it spells one."""
+        out = rectified(call)
+        if out is None:
+            out = entry.handler(call)
+            remember_sources(call, out)
+        return None if call.name == "__setitem__" else out
 
     def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
         """Arguments that depend on the model's input, each once; and whether others require grad."""

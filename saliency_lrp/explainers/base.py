@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from ..as_written import as_written
 from ..errors import InputError, ModelCallError
 from .untouched import untouched
 
@@ -76,14 +79,24 @@ def first_conv(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if isinstance(module, kinds)), None)
 
 
+class GradientsAllTheSame(TorchFunctionMode):
+    """Passes a model's own ``torch.no_grad()``: it says how a value is computed, not what it depends on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not args[0]:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
 def run_model(model: nn.Module, x: Tensor) -> Any:
     """Run the model; say which shape it could not take if it raises."""
     try:
-        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-            # Autograd cannot save tensors made under inference_mode: run on normal copies.
-            state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
-            return torch.func.functional_call(model, state, (x,))
-        return model(x)
+        with as_written(), GradientsAllTheSame() if torch.is_grad_enabled() else nullcontext():
+            if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+                # Autograd cannot save tensors made under inference_mode: run on normal copies.
+                state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
+                return torch.func.functional_call(model, state, (x,))
+            return model(x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, (InputError, torch.OutOfMemoryError)):
             raise
