@@ -85,7 +85,10 @@ class Watch:
             return
         with torch._C.DisableTorchFunction():
             path, _ = self.interceptor.location()
-            self.calls.setdefault(path, []).append(ModuleCall(self.open.pop(), self.places(result)))
+            call = ModuleCall(self.open.pop(), self.places(result))
+            self.calls.setdefault(path, []).append(call)
+            if isinstance(result, Tensor) and not call.inputs and not call.outputs:
+                self.interceptor.constants[path] = result.detach()  # an embedding of positions, say
             self.interceptor.stack.pop()
 
     def places(self, values: Any) -> list[Place]:

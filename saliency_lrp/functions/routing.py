@@ -15,6 +15,8 @@ from .site import iter_tensors
 @kind("routing")
 def routing(call: Call) -> Any:
     out = call.native()
+    constants = [t for t in call.value_operands() if not call.is_activation(t)]
+    call.interceptor.joined.update((t.untyped_storage().data_ptr(), None) for t in constants)
     if call.interceptor.single_views and call.says("views"):
         out = one_by_one(call, out)
     return call.interceptor.tag_routed(call, out)
