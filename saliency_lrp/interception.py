@@ -23,13 +23,9 @@ from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import Held, Site, iter_tensors
 from .functions.unknown import unknown
-from .model.written import Written
+from .model.written import TAG, Written
 from .report import Account
 from .rules import Gradient, Rule, vanishes
-
-#: Where a tensor's tag is kept.
-TAG = "_saliency_lrp"
-
 
 # ------------------------------------------------------------------------------------------------ names of functions
 

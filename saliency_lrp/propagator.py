@@ -7,7 +7,6 @@ forward serves any number of rules, targets and layers.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import threading
@@ -27,7 +26,8 @@ from .functions.call import Tag
 from .functions.site import Site
 from .interception import TAG, Binding, Interceptor
 from .model import graph_free
-from .model_state import evaluating, named_modules, unwrapped
+from .model.as_found import Calling, as_found
+from .model.unwrapped import named_modules, refusal_of_values, unwrapped
 from .places import ModuleCall, Place, Watch, only
 from .report import Account, Report, total
 from .rules import Rule
@@ -153,18 +153,16 @@ class Trace:
         self._interceptor.single_views = single_views
         self._raw: Any = None
         args, kwargs = self._enter(args, kwargs)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(evaluating(model, modules))
-            stack.callback(self._free_of_graphs, modules)
-            # without these, autograd refuses models that write into what a max pooling, say, has read
-            stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
-            watch = Watch(self._interceptor, self.calls)
-            stack.callback(watch.remove)
-            stack.enter_context(self._interceptor)
+        watch = Watch(self._interceptor, self.calls)
+        # without these, autograd refuses models that write into what a max pooling, say, has read
+        keeping = saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0])
+        with as_found(model, modules, patched=False) as frame:
+            frame.undoing(functools.partial(self._free_of_graphs, modules))
+            frame.undoing(watch.remove)
+            watch.listen()
             try:
-                self._raw = model(*args, **kwargs)
+                with keeping, self._interceptor:
+                    self._raw = model(*args, **kwargs)
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 if isinstance(error, InputError | torch.OutOfMemoryError):
                     raise
@@ -200,8 +198,8 @@ class Trace:
     def _check_inputs(tensors: list[Tensor]) -> None:
         """Nothing that is not finite, but -inf after the first tensor, where it stands in masks."""
         for k, t in enumerate(tensors):
-            if t.is_meta:
-                raise InputError(f"input {k} is on the meta device and has no values")
+            if (why := refusal_of_values(t)) is not None:
+                raise InputError(f"input {k} {why}")
             bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
             if bool(bad.any()):
                 raise InputError(
@@ -492,7 +490,7 @@ class Trace:
 
     def _asked(self, target: Callable[[Any], Tensor]) -> Tensor:
         """What a callable target says of the output."""
-        with torch.inference_mode(False), torch.enable_grad(), self._interceptor:
+        with Calling(), self._interceptor:
             out = target(self._raw)
         if not isinstance(out, Tensor) or not out.requires_grad:
             raise InputError("the callable target must return a tensor computed from the model's output")
@@ -577,7 +575,7 @@ class Trace:
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
         vanishing = not self._interceptor.opaque and not any(map(callable, (condition or {}).values()))
-        with self._lock, torch.inference_mode(False):
+        with self._lock, Calling():
             kept = Account() if account else None
             self.binding.use(chosen, kept)
             self.binding.vanishing = vanishing and not bool(((out == 0) & (seeds != 0)).any())

@@ -79,7 +79,7 @@ class LrpExplainer:
         """
         if not isinstance(inp, Tensor):
             raise InputError(f"inp must be a torch tensor, got {type(inp).__name__}")
-        if inp.dim() > 0 and inp.shape[0] == 0:
+        if not inp.is_nested and inp.dim() > 0 and inp.shape[0] == 0:
             return torch.zeros_like(inp)
         trace: Trace = self.propagator.trace(inp)
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
