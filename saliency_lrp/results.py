@@ -111,6 +111,11 @@ class ImageSaliencyResult:
         return getattr(self.report, "conserved", None)
 
     @property
+    def verdict(self) -> str:
+        """What the map is worth, in one or two sentences; empty where the method keeps no account."""
+        return getattr(self.report, "verdict", "")
+
+    @property
     def subject(self) -> str:
         """The explained class, its score and the runner-up, as far as they are known."""
         if self.class_name is None:
@@ -128,7 +133,7 @@ class ImageSaliencyResult:
         return f"<{self.title}{subject}: {shape}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return SaliencyResults([self])._repr_mimebundle_(include, exclude) | {"text/plain": repr(self)}
+        return SaliencyResults([self])._repr_mimebundle_(include, exclude) | {"text/plain": _text([self])}
 
     def plot(self, figsize: tuple[float, float] | None = None) -> Figure:
         """Draw this map alone."""
@@ -172,7 +177,7 @@ class SaliencyResults(list):
         return get_image_saliency_plot(self, cols or min(max(len(self), 1), 4), figsize)
 
     def to_frame(self) -> pandas.DataFrame:
-        """A table with one row per method: seconds, conserved, label, score, quality, warnings, error."""
+        """A table with one row per method: seconds, conserved, verdict, label, score, quality, warnings, error."""
         import pandas
 
         return pandas.DataFrame([_row(result) for result in self])
@@ -211,12 +216,12 @@ class SaliencyResults(list):
         if not self:
             return {"text/plain": repr(self)}
         png = _png(self)
-        return {"text/plain": repr(self), "image/png": _base64(png), "text/html": _fragment(self, png)}
+        return {"text/plain": _text(self), "image/png": _base64(png), "text/html": _fragment(self, png)}
 
 
 def _row(result: Any) -> dict[str, Any]:
     row = {"method": getattr(result, "method", None) or result.title}
-    for name in ("seconds", "conserved", "label", "class_name", "score"):
+    for name in ("seconds", "conserved", "verdict", "label", "class_name", "score"):
         row[name] = getattr(result, name, None)
     row.update(getattr(result, "quality", {}))
     row["warnings"] = "; ".join(getattr(result, "warnings", ()))
@@ -259,11 +264,20 @@ def _fragment(results: Sequence[Any], png: bytes | None = None) -> str:
     return f"<div>{image}{f'<ul>{items}</ul>' if items else ''}</div>"
 
 
+def _text(results: Sequence[Any]) -> str:
+    """Results for who sees no picture: what they are, and what is said of them."""
+    shown = repr(results[0]) if len(results) == 1 else repr(SaliencyResults(results))
+    return "\n".join([shown, *_remarks(results)])
+
+
 def _remarks(results: Sequence[Any]) -> list[str]:
+    """What is to be said of each result: why there is no map, what the map is worth, why not to trust it."""
     lines = []
     for result in results:
         error = getattr(result, "error", None)
         lines += [f"{result.title}: no map: {error}"] if error is not None else []
+        verdict = getattr(result, "verdict", "")
+        lines += [f"{result.title}: {verdict}"] if verdict else []
         lines += [f"{result.title}: {warning}" for warning in getattr(result, "warnings", ())]
     return lines
 

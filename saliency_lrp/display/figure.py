@@ -23,6 +23,7 @@ _BESIDE = 0.7  # colour bar and its words
 _BELOW = 0.75  # title above and line under a panel
 _LINE = 0.24
 _ASPECTS = (0.3, 1.8)  # height over width of the pictures that panels are shaped for
+_SMALL_LINE = 0.14  # inches under a panel, for every line beyond the first
 _TITLE, _PANEL_TITLE, _SMALL = 14, 13, 8  # points
 
 _NOTE = "Colours are clipped at the {:g}th percentile of |relevance| of each map; opacity follows its square root."
@@ -90,6 +91,7 @@ def default_figsize(results: Sequence[Any], cols: int) -> tuple[float, float]:
         raise InputError(f"cols should be a positive number of columns, not {cols!r}.")
     width = _PANEL_WIDTH * cols
     height = max((_aspect(result) for result in results), default=1.0) * (_PANEL_WIDTH - _BESIDE) + _BELOW
+    height += _SMALL_LINE * max((len(_under(result, _PANEL_WIDTH)) - 1 for result in results), default=0)
     around = [*_wrapped(_shared_subject(results), width, _TITLE), *_notes(results, width)]
     return width, height * max(1, math.ceil(len(results) / cols)) + _LINE * len(around)
 
@@ -178,14 +180,20 @@ def _draw_panel(figure: Figure, axes: Axes, result: Any, width: float) -> None:
 
 
 def _say_under(axes: Axes, result: Any, width: float) -> None:
-    """Under the map: why not to trust it, or how much of the score it accounts for."""
-    warnings = getattr(result, "warnings", ())
-    conserved = getattr(result, "conserved", None)
-    if warnings:
-        lines = _wrapped("! " + "; ".join(warnings), width - _BESIDE, _SMALL)
-        axes.set_xlabel("\n".join(lines[:4]) + "…" * (len(lines) > 4), fontsize=_SMALL, color="#a33")
-    elif conserved is not None:
-        axes.set_xlabel(f"sums to {conserved:.0%} of what was explained", fontsize=_SMALL)
+    axes.set_xlabel("\n".join(_under(result, width)), fontsize=_SMALL, color="#a33" if _warnings(result) else "#222")
+
+
+def _under(result: Any, width: float) -> list[str]:
+    """Lines under the map: why not to trust it, or what it is worth."""
+    if _warnings(result):
+        lines = _wrapped("! " + "; ".join(_warnings(result)), width - _BESIDE, _SMALL)
+        return [*lines[:3], lines[3] + "…" * (len(lines) > 4)] if len(lines) > 3 else lines
+    verdict = getattr(result, "verdict", "")
+    return _wrapped(verdict, width - _BESIDE, _SMALL) if verdict else []
+
+
+def _warnings(result: Any) -> Sequence[str]:
+    return getattr(result, "warnings", ())
 
 
 def _frame(result: Any) -> tuple[float, float, float, float] | None:

@@ -8,22 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .site import OUTPUT, Held, Site, Slot, iter_tensors
+from . import facts
+from .facts import AS_INPUT, BOUNDED, GATE, PLAIN
+from .site import OUTPUT, Held, Site, Slot, as_reals, fill, from_reals, iter_tensors
 
-#: How much a tensor looks like a gate: 0 a plain activation, 1 bounded (tanh, erf), 2 a gate (sigmoid, softmax, rsqrt).
-PLAIN, BOUNDED, GATE = 0, 1, 2
+__all__ = ["BOUNDED", "GATE", "OUTPUT", "PLAIN", "Call", "Tag", "several_at_once", "stored", "tag_of"]
 
 
 class Tag:
     """What the interceptor knows of an activation; rides on the tensor itself."""
 
-    __slots__ = ("trace", "site", "gate", "nonnegative", "version", "readers", "place", "source", "source_version")
+    __slots__ = (
+        "trace",
+        "site",
+        "gate",
+        "nonnegative",
+        "depth",
+        "version",
+        "readers",
+        "place",
+        "source",
+        "source_version",
+    )
 
-    def __init__(self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False) -> None:
+    def __init__(
+        self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False, depth: int = 0
+    ) -> None:
         self.trace = trace
         self.site = site
         self.gate = gate
         self.nonnegative = nonnegative
+        #: how many linear sites lie between the model's input and it, on the longest way of relevance
+        self.depth = depth
         #: the tensor's version when this was known; a later one means that it was written into
         self.version = -1
         #: how many calls have read its values
@@ -67,7 +83,7 @@ class _Node(torch.autograd.Function):
         if any(r is not None and torch._C._functorch.is_legacy_batchedtensor(r) for r in R):
             R_in = several_at_once(ctx.site, R)
         else:
-            R_in = ctx.site.propagate(R[0] if len(R) == 1 else R)
+            R_in = as_autograd_has_it(ctx.site, ctx.site.propagate(as_rules_have_it(R)))
         ctx.site.forget()
         k = ctx.written
         if k is None:
@@ -75,6 +91,19 @@ class _Node(torch.autograd.Function):
         # a view must get zeros rather than None, or autograd drops what belongs to the rest of its base
         target = torch.zeros_like(R[0]) if R_in[k] is None and R[0] is not None else R_in[k]
         return (None, None, None, target, *R_in[:k], *R_in[k + 1 :])
+
+
+def as_rules_have_it(R: tuple[Tensor | None, ...]) -> Any:
+    """Relevance of the outputs for a rule: complex numbers are pairs of reals; one tensor where there is one output."""
+    plain = tuple(None if r is None else as_reals(r) for r in R)
+    return plain[0] if len(plain) == 1 else plain
+
+
+def as_autograd_has_it(site: Site, R: Any) -> tuple[Tensor | None, ...]:
+    """Relevance of the inputs, complex where they are."""
+    if not any(site.complex):
+        return tuple(R)
+    return tuple(from_reals(r) if z and r is not None else r for r, z in zip(R, site.complex, strict=True))
 
 
 #: Nesting level of the batching that ``torch.autograd.grad(..., is_grads_batched=True)`` does.
@@ -88,7 +117,7 @@ def several_at_once(site: Site, R: tuple[Tensor | None, ...]) -> tuple[Tensor | 
     """
     n = site.binding.maps
     plain = tuple(None if r is None else torch._remove_batch_dim(r, LEVEL, n, 0) for r in R)
-    found = site.propagate_several(plain[0] if len(plain) == 1 else plain)
+    found = as_autograd_has_it(site, site.propagate_several(as_rules_have_it(plain)))
     return tuple(None if r is None else torch._add_batch_dim(r, 0, LEVEL) for r in found)
 
 
@@ -105,6 +134,8 @@ class Call:
         The distinct arguments that depend on the model's input.
     inplace : bool
         Whether the call writes its result into its first argument.
+    facts : Facts
+        What is known of the function.
     """
 
     __slots__ = (
@@ -114,6 +145,7 @@ class Call:
         "kwargs",
         "activations",
         "inplace",
+        "facts",
         "interceptor",
         "path",
         "module",
@@ -136,6 +168,7 @@ class Call:
         self.kwargs = kwargs
         self.activations = activations
         self.inplace = inplace
+        self.facts = facts.of(func, name)
         self.interceptor = interceptor
         self.path, self.module = interceptor.location()
         self.binding = interceptor.binding
@@ -153,6 +186,36 @@ class Call:
         activations = self.activations
         return value is activations[0] or (len(activations) > 1 and any(value is a for a in activations))
 
+    # ------------------------------------------------------------------ what is known of the result
+
+    def says(self, claim: str) -> bool:
+        """Whether the table of facts makes a claim of this call."""
+        return self.facts.says(claim, self)
+
+    def value_operands(self) -> list[Tensor]:
+        """The floating-point tensors among the arguments whose values, not only shapes, count."""
+        ignored = [self.arg(*place) for place in self.facts.shape_only]
+        tensors = iter_tensors(self.args, self.kwargs)
+        return [t for t in tensors if t.is_floating_point() and not any(t is i for i in ignored)]
+
+    def gate(self) -> int:
+        """How much the result looks like a gate."""
+        level = self.facts.gate_of(self)
+        if level != AS_INPUT:
+            return level
+        tags = [tag_of(t) for t in self.value_operands() if self.is_activation(t)]
+        return min((PLAIN if tag is None else tag.gate for tag in tags), default=PLAIN)
+
+    def nonnegative(self) -> bool:
+        """Whether the result is known to be never negative; the values of constants are not looked at."""
+        if self.says("never_negative"):
+            return True
+        if not self.says("keeps_sign"):
+            return False
+        return all((tag := tag_of(t)) is not None and tag.nonnegative for t in self.value_operands())
+
+    # ------------------------------------------------------------------ the call in other words
+
     def first_result(self) -> Call:
         """The same call of a function that returns only the first of its results."""
         func = self.func
@@ -161,6 +224,24 @@ class Call:
             return func(*args, **kwargs)[0]
 
         return Call(first, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+
+    def with_result(self, out: Tensor) -> Call:
+        """The same call of a function whose result is there already, for one that must not run twice."""
+
+        def give(*args: Any, **kwargs: Any) -> Tensor:
+            return args[0].copy_(out) if self.inplace else out
+
+        return Call(give, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+
+    def run_on_copies(self) -> tuple[list[Tensor], Any]:
+        """Leaves that stand for the activations, and what the call makes of them; nothing of the model's is written."""
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_(True) for t in self.activations]
+            args, kwargs = (stored(v, self.activations) for v in (self.args, [*self.kwargs.values()]))
+            args = fill(args, leaves)
+            if self.inplace:
+                args = (args[0].clone(), *args[1:])
+            return leaves, self.func(*args, **dict(zip(self.kwargs, fill(kwargs, leaves), strict=True)))
 
     # ------------------------------------------------------------------ ways to carry the call out
 
@@ -200,6 +281,7 @@ class Call:
         site.index = tracer.register(site)
         site.arity = len(tensors)
         tags = [tag_of(t) for t in tensors]
+        depth = site.place_at(max((t.depth for k, t in enumerate(tags) if t and k not in site.gates), default=0))
         site.parents = tuple(t.site.index if t is not None and t.site is not None else None for t in tags)
         if site.reruns and not site.args and not site.kwargs:
             site.args = tuple(stored(v, tensors) for v in self.args)
@@ -208,6 +290,7 @@ class Call:
                 tracer.remember(held.saved[0], held, 0)
         for name, constant in site.kept():
             tracer.remember(constant, site, name)
+        site.complex = tuple(t.is_complex() for t in tensors)
         if site.keeps_inputs and not site.finds_input(tags):
             site.saved = [t.detach() for t in tensors]
             for k, t in enumerate(site.saved):
@@ -234,9 +317,11 @@ class Call:
             return out
 
         out = _Node.make(site, run, written, *tensors)
+        if written is not None:
+            tracer.wrote(self.args[0], depth)
         for t in out if isinstance(out, tuple) else (out,):
             if isinstance(t, Tensor) and t.requires_grad:
-                tracer.tag(t, Tag(tracer.token, site, gate, nonnegative))
+                tracer.tag(t, Tag(tracer.token, site, gate, nonnegative, depth))
         return out
 
     def reroute(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -252,6 +337,7 @@ class _Overwriting(Site):
         super().__init__(call)
         self.inner = inner
         self.index, self.parents = inner.index, inner.parents
+        self.complex = (call.args[0].is_complex(), *inner.complex)
         self.kind = inner.kind  # type: ignore[misc]
 
     @property
