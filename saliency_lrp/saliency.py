@@ -185,7 +185,7 @@ def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
     except Exception as error:  # finished maps must survive whatever one method runs into
         result.error = error
     question.settle()  # where the model or the label is at fault, no method can help
-    result.label = question.target
+    result.label, result.origin = question.target, (question, plan)
     if question.answer is not None:
         result.take(question.answer)
     if result.relevance is None:
