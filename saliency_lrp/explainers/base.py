@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..as_written import as_written
+from ..as_written import AsWritten
 from ..engine.start import Scores, check_finite, choose, find_scores
 from ..errors import InputError, ModelCallError
 from ..model.as_found import as_found
@@ -49,15 +48,22 @@ class GradientsAllTheSame(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def call_model(model: nn.Module, x: Tensor) -> Any:
+    """The model's output, also where it was made under inference_mode."""
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        # Autograd cannot save tensors made under inference_mode: run on normal copies.
+        state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
+        return torch.func.functional_call(model, state, (x,))
+    return model(x)
+
+
 def run_model(model: nn.Module, x: Tensor) -> Any:
     """Run the model; say which shape it could not take if it raises."""
     try:
-        with as_written(), GradientsAllTheSame() if torch.is_grad_enabled() else nullcontext():
-            if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-                # Autograd cannot save tensors made under inference_mode: run on normal copies.
-                state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
-                return torch.func.functional_call(model, state, (x,))
-            return model(x)
+        if not torch.is_grad_enabled():
+            return call_model(model, x)
+        with AsWritten(), GradientsAllTheSame():
+            return call_model(model, x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, (InputError, torch.OutOfMemoryError)):
             raise
