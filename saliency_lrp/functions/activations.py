@@ -11,8 +11,6 @@ from .call import BOUNDED, GATE, OUTPUT, Call, tag_of
 from .registry import kind
 from .site import Site, iter_tensors, runs_again_alike
 
-RECTIFIER, NO_CLAIMS = frozenset({"rectifier"}), frozenset[str]()
-
 
 class ActivationSite(Site):
     """``y = f(x)``, one value at a time."""
@@ -23,12 +21,12 @@ class ActivationSite(Site):
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.from_output = call.says("from_output") and not self.binding.needs_preactivation
+        self.rectifies = call.says("rectifier")
         self.reruns = not self.from_output
         # operands other than the activation might be written into before it is computed again
         alone = sum(1 for _ in iter_tensors(call.args, call.kwargs)) == 1
         self.cheap = self.reruns and alone and runs_again_alike(call.activations[0])
         self.keeps_zero = call.says("zero_to_zero")
-        self.claims = RECTIFIER if call.says("rectifier") else NO_CLAIMS
 
     @property
     def keeps_inputs(self) -> bool:  # type: ignore[override]
