@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import by_hand
 from .call import BOUNDED, GATE, OUTPUT, Call, tag_of
 from .registry import kind
 from .site import Site, iter_tensors, runs_again_alike
@@ -71,6 +72,11 @@ def activation(call: Call) -> Any:
 
         return unknown(call)  # constant ** x and the like
     tag = tag_of(x)
+    curve = by_hand.clamped(call, x)
+    if curve is not None:
+        out, note = by_hand.spelled(call, x, curve, None)
+        if out is not None:
+            return out
     site, before = ActivationSite(call), behind_relu(call, tag)
     if before is not None:
         before.result = None  # the ReLU's output will serve; an in-place one need not save what it writes over
@@ -78,7 +84,7 @@ def activation(call: Call) -> Any:
     if before is not None:
         before.result, before.cut = out.detach(), True
         call.interceptor.remember(before.result, before, OUTPUT)
-    return out
+    return out if curve is None else note(out)
 
 
 def behind_relu(call: Call, tag: Any) -> Site | None:

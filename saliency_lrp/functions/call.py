@@ -29,6 +29,8 @@ class Tag:
         "place",
         "source",
         "source_version",
+        "curve",
+        "channels",
     )
 
     def __init__(
@@ -49,6 +51,9 @@ class Tag:
         #: the activation a linear site read, and its version then: lets a batch norm fold into that site
         self.source: Tensor | None = None
         self.source_version = -1
+        #: what numbers, and vectors of constants, have done to an activation (``by_hand.py``)
+        self.curve: Any = None
+        self.channels: Any = None
 
 
 def tag_of(tensor: Tensor) -> Tag | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .call import Call
 from .linear import GenericLinear, linear_node
-from .products import MatmulSite, bilinear_map, gates_of
+from .products import MatmulSite, axes_of_others, bilinear_map, constants_axis, gates_of
 from .registry import kind
 from .routing import routing
 from .site import as_reals, iter_tensors
@@ -49,18 +49,24 @@ class ComplexLinear(GenericLinear):
         The call as a function of both, defined for real tensors, too.
     bias : Tensor, optional
         One per channel.
-    channels : int
-        The axis of the output that the bias runs along (negative, the pairs not counted).
+    own_axes : tuple of int
+        Axes of the complex output that a relative stabiliser may look along (negative); the bias runs along the first.
     """
 
     def __init__(
-        self, call: Call, active: Tensor, weight: Tensor, run: Bilinear, bias: Tensor | None = None, channels: int = -1
+        self,
+        call: Call,
+        active: Tensor,
+        weight: Tensor,
+        run: Bilinear,
+        own_axes: tuple[int, ...],
+        bias: Tensor | None = None,
     ) -> None:
         self.of_complex, self.by_complex = active.is_complex(), weight.is_complex()
         real = as_real_weight(weight.detach(), self.of_complex) if self.by_complex else weight
-        super().__init__(call, real, run)
+        super().__init__(call, real, run, own_axes=(*(axis - 1 for axis in own_axes), -1))
         self.own_bias = None if bias is None else as_reals(bias.detach())
-        self.channel_axis = channels - 1
+        self.channel_axis = self.own_axes[0] if own_axes else -2
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         parts = a.unbind(-1) if self.of_complex else (a,)
@@ -92,7 +98,7 @@ def complex_layer(call: Call) -> Any:
     def run(a: Tensor, v: Tensor) -> Tensor:
         return func(a, v, None, *more, **options)
 
-    return linear_node(call, ComplexLinear(call, x, w, run, b, channels=1 - w.dim()), x)
+    return linear_node(call, ComplexLinear(call, x, w, run, tuple(range(1 - w.dim(), 0)), b), x)
 
 
 #: Names of the arguments of a layer that it is linear in.
@@ -121,8 +127,13 @@ def complex_matrix_product(call: Call) -> Any:
     x, y = call.activations[0], call.activations[-1]
     if len(call.activations) > 1:
         return call.node(MatmulSite(call, gates_of(x, y)), [x, y])
-    (constant,) = (t for t in iter_tensors(call.args, call.kwargs) if t is not x)
-    return linear_node(call, ComplexLinear(call, x, constant, bilinear_map(call, x, constant)), x)
+    operands = [*iter_tensors(call.args, call.kwargs)]
+    (constant,) = (t for t in operands if t is not x)
+    if call.facts.kind == "einsum":
+        axes = axes_of_others(call.args[0], next(k for k, t in enumerate(operands) if t is x))
+    else:
+        axes = constants_axis(call, x, constant)
+    return linear_node(call, ComplexLinear(call, x, constant, bilinear_map(call, x, constant), axes), x)
 
 
 @kind("conjugate")

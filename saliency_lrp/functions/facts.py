@@ -376,7 +376,7 @@ rows(
     gate=AS_INPUT,
 )
 rows(
-    "sum",
+    "added product",
     "addcmul",
     zero_to_zero=True,
     homogeneous=not_both((1, "tensor1"), (2, "tensor2")),
@@ -537,3 +537,6 @@ rows("constant", "long int short char byte bool")
 rows("constant", "is_shared is_pinned is_coalesced has_names is_conj")
 rows("constant", "multinomial bernoulli rand_like randn_like randint_like poisson", "random")
 rows("constant", "rand randn randint randperm normal uniform exponential cauchy geometric log_normal random", "random")
+
+#: Functions that hold values between bounds.
+CLAMPS = frozenset(name for name, row in TABLE.items() if row.rectifier and name != "threshold")

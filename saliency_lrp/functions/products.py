@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import divide, working
+from . import by_hand
 from .attention import matrix_shares
 from .call import GATE, PLAIN, Call, stored, tag_of
 from .linear import Dense, GenericLinear, linear_node
@@ -111,12 +112,11 @@ def scale(call: Call, active: Tensor, factor: Any, divides: bool = False) -> Any
     tag = tag_of(active)
     # a tensor's sign is not looked at: that would wait for the device
     keeps = tag is not None and tag.nonnegative and isinstance(factor, int | float) and factor >= 0
-    return call.node(
-        ScaleSite(call, active, factor, divides),
-        [active],
-        gate=tag.gate if tag is not None else PLAIN,
-        nonnegative=keeps,
-    )
+    out, note = by_hand.scale_by_hand(call, active, factor, divides)
+    if out is not None:
+        return out
+    gate = tag.gate if tag is not None else PLAIN
+    return note(call.node(ScaleSite(call, active, factor, divides), [active], gate=gate, nonnegative=keeps))
 
 
 @kind("quotient")
@@ -243,7 +243,7 @@ def added_matrix_product(call: Call) -> Any:
     weight = y if alpha == 1 else y * alpha
     if call.name == "addmm":
         return linear_node(call, Dense(call, weight.mT, bias), x)
-    site = GenericLinear(call, weight, torch.bmm)
+    site = GenericLinear(call, weight, torch.bmm, own_axes=(-1,))
     site.own_bias = None if bias is None else bias.detach()
     return linear_node(call, site, x)
 

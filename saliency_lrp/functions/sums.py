@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import working
+from . import by_hand
 from .call import GATE, PLAIN, Call, tag_of
 from .registry import kind
-from .site import Site
+from .site import Site, any_complex
 
 
 class SumSite(Site):
@@ -125,9 +126,13 @@ def addition(call: Call) -> Any:
     active = call.activations[0]
     # 1 + tanh(x), 1 - sigmoid(x), ...: a bounded value moved by a constant is a gate
     gate = GATE if _gate(active) else PLAIN
-    if (left if active is x else right) == 1 and not active.is_complex():
-        return call.node(ShiftSite(call), gate=gate)
-    return call.node(SumSite(call), gate=gate)
+    if any_complex(x, y) or not isinstance(left, float) or not isinstance(right, float | int):
+        return call.node(SumSite(call), gate=gate)
+    of_active, of_constant, constant = (left, right, y) if active is x else (right, left, x)
+    out, note = by_hand.shift_by_hand(call, active, constant, of_active, of_constant)
+    if out is not None:
+        return out
+    return note(call.node(ShiftSite(call) if of_active == 1 else SumSite(call), gate=gate))
 
 
 @kind("sum")
@@ -137,6 +142,18 @@ def sum_like(call: Call) -> Any:
 
         return in_some_steps(call)
     return call.node(CompleteSum(call), gate=call.gate(), nonnegative=call.nonnegative())
+
+
+@kind("added product")
+def added_product(call: Call) -> Any:
+    """``addcmul``: a sum where at most one factor depends on the input; of constants beside it, a batch norm."""
+    shift, *factors = (call.arg(k, name) for k, name in enumerate(("input", "tensor1", "tensor2")))
+    active = [call.is_activation(t) for t in factors]
+    if sum(active) == 1 and not call.is_activation(shift) and not any_complex(*factors):
+        x, factor = factors if active[0] else factors[::-1]
+        out, note = by_hand.scale_and_shift_by_hand(call, x, factor, call.kwargs.get("value", 1), shift)
+        return note(sum_like(call)) if out is None else out
+    return sum_like(call)
 
 
 @kind("sampling")
