@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .composites import Composite
+from .engine.coefficient import CoefficientForm
+from .engine.reference import ReferenceForm
 from .errors import InputError
 from .functions import HANDLERS, custom
 from .functions.call import PLAIN, Call, Tag
@@ -158,9 +160,18 @@ class Binding:
 class Interceptor(TorchFunctionMode):
     """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
 
-    def __init__(self, binding: Binding, names: dict[int, str], sites: list[Site], within: Site | None = None) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        names: dict[int, str],
+        sites: list[Site],
+        within: Site | None = None,
+        form: ReferenceForm | CoefficientForm | None = None,
+    ) -> None:
         super().__init__()
         self.binding = binding
+        #: what autograd carries
+        self.form = form or ReferenceForm()
         self.names = names
         self.sites = sites
         self.within = within
@@ -229,6 +240,8 @@ class Interceptor(TorchFunctionMode):
             tag = getattr(t, TAG, None)
             if tag is not None and tag.trace is self.token:
                 if tag.version != t._version:  # written into through a view: what was known no longer holds
+                    if tag.final:
+                        self.form.refuse("the model writes into its input")
                     self.tag(t, Tag(self.token))
             elif not self.adopt(t):
                 parameters = True
@@ -256,15 +269,17 @@ class Interceptor(TorchFunctionMode):
         pending, seen, foreign = [t.grad_fn], set(), []
         while pending:
             node = pending.pop()
-            if node in seen or len(seen) > 1000:
+            if node in seen or len(seen) > self.form.nodes_to_look_at:
                 continue
             seen.add(node)
             site, leaf = getattr(node, "site", None), getattr(node, "variable", None)
             if isinstance(site, Site) and site.binding is not self.binding:
                 continue
             if isinstance(site, Site) or any(leaf is root for root in self.roots):
+                if not foreign:
+                    self.form.refuse("what made an activation was not seen")
                 for found in foreign:
-                    self.opaque = True
+                    self.send_to_zeros(f"the custom autograd.Function {type(found).__name__}")
                     custom.report(found, self)
                 self.tag(t, Tag(self.token))
                 return True
@@ -285,6 +300,14 @@ class Interceptor(TorchFunctionMode):
         setattr(t, TAG, tag)
         return t
 
+    def enter(self, leaf: Tensor) -> Tensor:
+        """The tensor that the model gets for an input (or embedding) at which relevance is read."""
+        self.roots.append(leaf)
+        t = leaf.clone()
+        tag = Tag(self.token)
+        tag.final = self.form.early
+        return self.tag(t, tag)
+
     def tag_routed(self, call: Call, out: Any) -> Any:
         """Tag the results of a routing call with what all of its inputs have in common."""
         tags = [getattr(a, TAG) for a in call.activations]
@@ -295,10 +318,13 @@ class Interceptor(TorchFunctionMode):
             and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0)
             and all(call.is_activation(t) for t in iter_tensors(call.args, call.kwargs) if t.is_floating_point())
         )
+        final = all(t.final for t in tags)
         written = (call.args[0],) if call.inplace else ()
         for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # noqa: UP038  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
-                self.tag(t, Tag(self.token, None, gate, nonnegative))
+                tag = Tag(self.token, None, gate, nonnegative)
+                tag.final = final
+                self.tag(t, tag)
         return out
 
     def register(self, site: Site) -> int:
@@ -353,16 +379,21 @@ class Interceptor(TorchFunctionMode):
     def unknown_natively(self, call: Call) -> Any:
         """Run a call that cannot be made a site; report it if its results carry relevance."""
         out = call.native()
-        self.opaque = True
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if call.inplace:
             results.append(call.args[0])
         if any(t.requires_grad for t in results):
+            self.send_to_zeros(f"{call.name}, which is not in the table of functions")
             self.unknown_call(call.name, "its results cannot be given a rule of their own")
             for t in results:
                 if t.requires_grad:
                     self.tag(t, Tag(self.token))
         return out
+
+    def send_to_zeros(self, what: str) -> None:
+        """Something runs as it is that may send relevance to an activation that is 0."""
+        self.opaque = True
+        self.form.refuse(what)
 
     def unknown_call(self, name: str, why: str, how: str = "relevance passes it like a gradient") -> None:
         """Report a call that has no rule of its own."""
@@ -380,9 +411,8 @@ class Interceptor(TorchFunctionMode):
             source = self.integer_inputs.get(t.untyped_storage().data_ptr())
             if source is not None and isinstance(out, Tensor) and out.shape[:-1] == t.shape:
                 leaf = out.detach().requires_grad_(True)
-                self.roots.append(leaf)
                 self.embedded.append((source, leaf))
-                return self.tag(leaf.clone(), Tag(self.token))
+                return self.enter(leaf)
         return out
 
 

@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from . import composites
 from .composites import Composite
+from .engine.coefficient import CoefficientForm
+from .engine.nodes import NoCoefficient
 from .errors import InputError, ModelCallError, unknown_name
-from .functions.call import Tag
 from .functions.site import Site
 from .interception import TAG, Binding, Interceptor
 from .model import graph_free
@@ -59,6 +60,7 @@ class RelevancePropagator:
         self.model = unwrapped(model)
         self.composite = composites.get(composite)
         self.unknown = unknown
+        self._reference_only: str | None = None
 
     def trace(self, *args: Any, **kwargs: Any) -> Trace:
         """Run the model once, in eval mode, and record it.
@@ -74,6 +76,25 @@ class RelevancePropagator:
         Trace
         """
         return Trace(self.model, args, kwargs, self.composite, self.unknown)
+
+    def bound_trace(self, *args: Any, **kwargs: Any) -> Trace:
+        """As :meth:`trace`, for explanations of the inputs by this propagator's own composite: faster, in less memory.
+
+        The rules are bound in the forward pass, so that most calls run as they are (relevance as a coefficient, see
+        ``saliency_lrp/engine/coefficient.py``). A trace of this kind can be asked anything; for what it was not made
+        for (other composites, an account, layers, conditions, rules that have no coefficient) it runs the model once
+        more, with nothing bound.
+        """
+        coefficient = self._reference_only is None
+        trace = Trace(self.model, args, kwargs, self.composite, self.unknown, coefficient)
+        trace.on_no_coefficient = self._remember
+        if coefficient and not trace.bound:
+            self._remember(trace.reason)
+        return trace
+
+    def _remember(self, reason: str) -> None:
+        """Next time, go to the reference form at once."""
+        self._reference_only = reason
 
 
 Target = Any
@@ -114,6 +135,7 @@ class Trace:
         kwargs: dict[str, Any],
         composite: Composite,
         unknown: str,
+        coefficient: bool = False,
     ) -> None:
         self.composite = composite
         self._model = model
@@ -127,16 +149,49 @@ class Trace:
         self._freed = False
         self._last: tuple[Any, Any, Any] | None = None
         self._report: Report | None = None
+        #: why relevance has no coefficient here, where that was tried
+        self.reason = ""
+        self.on_no_coefficient: Callable[[str], None] = lambda reason: None
+        #: the model's arguments, for as long as it may have to run again
+        self._given: tuple[Any, ...] | None = (model, modules, args, kwargs) if coefficient else None
+        if not coefficient or not self._recorded_as_coefficients():
+            self._record(model, modules, args, kwargs)
+
+    # ------------------------------------------------------------------ recording
+
+    @property
+    def bound(self) -> bool:
+        """Whether the composite was bound in the forward pass, and autograd carries coefficients."""
+        return self._interceptor.form.early
+
+    def _recorded_as_coefficients(self) -> bool:
+        """Record with the composite bound, where relevance has a coefficient all the way."""
+        assert self._given is not None
+        if any(isinstance(t, Tensor) and t.is_complex() for t in tree_leaves(self._given[2:])):
+            self.reason = "the input is complex"
+            return False
         try:
-            self._forward(model, modules, args, kwargs)
+            self._forward(*self._given, form=CoefficientForm(self.composite))
+        except NoCoefficient as reason:
+            self.reason = str(reason)
+            return False
+        except (RuntimeError, ModelCallError) as error:
+            self.reason = str(error)
+            return False
+        self._finish()
+        return True
+
+    def _record(self, *given: Any) -> None:
+        """Record with nothing bound: each call a node that hands relevance on."""
+        self._given = None
+        try:
+            self._forward(*given)
         except RuntimeError as error:
             if "returns multiple views" not in str(error):
                 raise
             # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
-            self._forward(model, modules, args, kwargs, single_views=True)
+            self._forward(*given, single_views=True)
         self._finish()
-
-    # ------------------------------------------------------------------ recording
 
     def _forward(
         self,
@@ -145,11 +200,12 @@ class Trace:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         single_views: bool = False,
+        form: CoefficientForm | None = None,
     ) -> None:
         """Run the model with hooks and interception on; whatever happens, nothing is left behind on it."""
         self.sites.clear()
         self.calls.clear()
-        self._interceptor = Interceptor(self.binding, self.binding.names, self.sites)
+        self._interceptor = Interceptor(self.binding, self.binding.names, self.sites, form=form)
         self._interceptor.single_views = single_views
         self._raw: Any = None
         args, kwargs = self._enter(args, kwargs)
@@ -158,8 +214,9 @@ class Trace:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(evaluating(model, modules))
             stack.callback(self._free_of_graphs, modules)
-            # without these, autograd refuses models that write into what a max pooling, say, has read
-            stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
+            if form is None:
+                # without these, autograd refuses models that write into what a max pooling, say, has read
+                stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
             watch = Watch(self._interceptor, self.calls)
             stack.callback(watch.remove)
             stack.enter_context(self._interceptor)
@@ -190,8 +247,7 @@ class Trace:
                     leaf = t.detach().clone() if t.is_inference() else t.detach()
                     leaf = leaf.requires_grad_(True)
                     self._leaves.append(("float", leaf))
-                    self._interceptor.roots.append(leaf)
-                    values[k] = self._interceptor.tag(leaf.clone(), Tag(self._interceptor.token))
+                    values[k] = self._interceptor.enter(leaf)
                 elif not t.is_floating_point() and t.dtype != torch.bool:
                     self._interceptor.integer_inputs[t.untyped_storage().data_ptr()] = t
         return tree_unflatten(values, spec)
@@ -211,6 +267,24 @@ class Trace:
 
     def _finish(self) -> None:
         """Ranks of the linear sites, and which site made the output."""
+        form = self._interceptor.form
+        self.binding.linear_count = form.linear_count if form.early else self._rank()
+        for t in tree_leaves(self._raw):
+            tag = getattr(t, TAG, None) if isinstance(t, Tensor) else None
+            if tag is None and isinstance(t, Tensor) and t.requires_grad:
+                self._interceptor.adopt(t)  # made by a custom autograd.Function, which is reported
+            if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
+                tag.site.is_output = tag.site.kind != "softmax" or not tag.readers  # else weights of attention
+                if not self.bound:
+                    self._interceptor.read(tag)
+        for source in self._interceptor.integer_inputs.values():
+            for owner, leaf in self._interceptor.embedded:
+                if owner is source:
+                    self._leaves.append(("embedding", leaf))
+        self.output = tree_map_only(Tensor, lambda t: t.detach(), self._raw)
+
+    def _rank(self) -> int:
+        """Number the linear sites; returns how many there are."""
         rank = 0
         for site in self.sites:
             if site.kind == "linear":
@@ -218,19 +292,7 @@ class Trace:
                 rank += not site.superseded
             elif site.kind == "recurrent":
                 rank += 1  # what follows it is not the first layer
-        self.binding.linear_count = rank
-        for t in tree_leaves(self._raw):
-            tag = getattr(t, TAG, None) if isinstance(t, Tensor) else None
-            if tag is None and isinstance(t, Tensor) and t.requires_grad:
-                self._interceptor.adopt(t)  # made by a custom autograd.Function, which is reported
-            if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
-                tag.site.is_output = True
-                self._interceptor.read(tag)
-        for source in self._interceptor.integer_inputs.values():
-            for owner, leaf in self._interceptor.embedded:
-                if owner is source:
-                    self._leaves.append(("embedding", leaf))
-        self.output = tree_map_only(Tensor, lambda t: t.detach(), self._raw)
+        return rank
 
     # ------------------------------------------------------------------ explaining
 
@@ -274,7 +336,7 @@ class Trace:
         """
         if isinstance(target, list):
             return self._stacked(target, seed, composite, account, condition)
-        (maps,) = self._run([self._start(target, seed)], composite, account, retain, (), condition)[0]
+        (maps,) = self._run([(target, seed)], composite, account, retain, (), condition)[0]
         self._last = None if account else (target, seed, composite)  # what report() would still have to run
         return maps
 
@@ -311,16 +373,14 @@ class Trace:
         batched : bool
             All targets in one backward pass (K times its memory), or one after the other.
         """
-        starts = [self._start(target, seed) for target in targets]
-        if not starts:
-            return []
-        if batched and all(out is starts[0][0] for out, _ in starts):
+        asked = [(target, seed) for target in targets]
+        if len(asked) > 1 and batched and not any(callable(target) for target in targets):
             try:
-                return self._run(starts, composite, False, True, ())[0]
+                return self._run(asked, composite, False, True, ())[0]
             except RuntimeError as error:
                 if "atching rule" not in str(error) and "vmap" not in str(error):
                     raise  # else some view or routing function of the model has no batched gradient
-        return [self._run([start], composite, False, True, ())[0][0] for start in starts]
+        return [self._run([one], composite, False, True, ())[0][0] for one in asked]
 
     def layer_relevance(
         self,
@@ -351,10 +411,11 @@ class Trace:
         """
         if which not in ("output", "input"):
             raise unknown_name("side", which, ("output", "input"))
+        self._unbind("relevance of a layer was asked for")
         names = [name] if isinstance(name, str) else list(name)
         found = {n: self._places(n, which, call) for n in names}
         places = tuple(place for group in found.values() for place in group)
-        _, at = self._run([self._start(target, seed)], composite, False, True, places, condition)
+        _, at = self._run([(target, seed)], composite, False, True, places, condition)
         self._last = (target, seed, composite)
         values = _grouped(at, found)
         return values[name] if isinstance(name, str) else values
@@ -381,9 +442,10 @@ class Trace:
         (Tensor, dict of Tensor)
             What :meth:`relevance` and :meth:`layer_relevance` give.
         """
+        self._unbind("relevance of layers was asked for")
         found = {name: self._places(name, "output", -1) for name in layers}
         places = tuple(place for group in found.values() for place in group)
-        (maps,), at = self._run([self._start(target, seed)], composite, False, retain, places)
+        (maps,), at = self._run([(target, seed)], composite, False, retain, places)
         self._last = (target, seed, composite)
         return maps, _grouped(at, found)
 
@@ -402,7 +464,7 @@ class Trace:
         dict of Tensor
             By name as in ``model.named_parameters()``, shaped like the parameter; parameters of linear sites only.
         """
-        self._run([self._start(target, seed)], composite, False, True, (), parameters=True)
+        self._run([(target, seed)], composite, False, True, (), parameters=True)
         collected, self._collected = self._collected, {}
         found: dict[str, Tensor] = {}
         for name, p in self._model.named_parameters():
@@ -554,7 +616,7 @@ class Trace:
 
     def _run(
         self,
-        starts: list[tuple[Tensor, Tensor]],
+        asked: list[tuple[Target, Any]],
         composite: str | Composite | Rule | None,
         account: bool,
         retain: bool,
@@ -562,7 +624,41 @@ class Trace:
         condition: Mapping[str, Any] | None = None,
         parameters: bool = False,
     ) -> tuple[list[Any], list[Tensor]]:
-        """Maps for each start, and relevance at places inside the model (of the first start)."""
+        """Maps for each target and seed, and relevance at places inside the model (of the first)."""
+        if self.bound:
+            if composite is None and not (account or condition or parameters):
+                try:
+                    return self._backward(asked, None, False, retain, ())
+                except NoCoefficient as reason:
+                    why = str(reason)
+                except RuntimeError as error:
+                    if "modified by an inplace operation" not in str(error):
+                        raise
+                    why = str(error)
+                self._unbind(why)
+                self.on_no_coefficient(why)
+            else:
+                self._unbind("more was asked for than a map by the composite that was bound")
+        return self._backward(asked, composite, account, retain, places, condition, parameters)
+
+    def _unbind(self, why: str) -> None:
+        """Go over to the reference form, which serves everything, by running the model once more."""
+        if self.bound:
+            assert self._given is not None
+            self.reason, self._freed = why, False
+            self._record(*self._given)
+
+    def _backward(
+        self,
+        asked: list[tuple[Target, Any]],
+        composite: str | Composite | Rule | None,
+        account: bool,
+        retain: bool,
+        places: tuple[Place, ...],
+        condition: Mapping[str, Any] | None = None,
+        parameters: bool = False,
+    ) -> tuple[list[Any], list[Tensor]]:
+        """One backward pass, in the form that the trace was recorded in."""
         if self._freed:
             raise InputError("an explanation with retain=False was this trace's last; leave retain out to go on")
         if not self._leaves:
@@ -570,17 +666,20 @@ class Trace:
                 "the model was given no tensor that relevance could be attributed to (a floating-point tensor, or "
                 "integers that it embeds)"
             )
+        starts = [self._start(target, seed) for target, seed in asked]
         edges = [self._edges(place) for place in places]
         chosen = self.composite if composite is None else composites.get(composite)
         leaves = [leaf for _, leaf in self._leaves]
         out = starts[0][0]
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
+        if self.bound:
+            seeds = self._as_coefficient(seeds, out)
         vanishing = not self._interceptor.opaque and not any(map(callable, (condition or {}).values()))
         with self._lock, torch.inference_mode(False):
             kept = Account() if account else None
             self.binding.use(chosen, kept)
-            self.binding.vanishing = vanishing and not bool(((out == 0) & (seeds != 0)).any())
+            self.binding.vanishing = self.bound or (vanishing and not bool(((out == 0) & (seeds != 0)).any()))
             self.binding.maps = len(starts)
             self.binding.retain, self._freed = retain, not retain
             self.binding.parameters = {} if parameters else None
@@ -617,13 +716,21 @@ class Trace:
             at.append(functools.reduce(torch.add, parts) if parts else place.no_relevance())
         return maps, at
 
+    @staticmethod
+    def _as_coefficient(R: Tensor, out: Tensor) -> Tensor:
+        """R / output; where an output is 0 it can have no relevance."""
+        zero = out.detach() == 0
+        if bool((zero & (R != 0)).any()):
+            raise NoCoefficient("relevance starts at an output that is 0")
+        return torch.where(zero, 0.0, R / out.detach())
+
     # ------------------------------------------------------------------ the account
 
     def report(self) -> Report:
         """Where the relevance of the last explanation went; makes a backward pass if no account was kept in it."""
         if self._report is None or self._last is not None:
             target, seed, composite = self._last or (None, "logit", None)
-            self._run([self._start(target, seed)], composite, True, True, ())
+            self._run([(target, seed)], composite, True, True, ())
             self._last = None
         assert self._report is not None
         return self._report

@@ -81,7 +81,8 @@ class LrpExplainer:
             raise InputError(f"inp must be a torch tensor, got {type(inp).__name__}")
         if inp.dim() > 0 and inp.shape[0] == 0:
             return torch.zeros_like(inp)
-        trace: Trace = self.propagator.trace(inp)
+        record = self.propagator.trace if self.account else self.propagator.bound_trace
+        trace: Trace = record(inp)
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
         ind = tuple(ind) if isinstance(ind, list) else ind
         R = trace.relevance(ind, self.seed, account=self.account, retain=False)

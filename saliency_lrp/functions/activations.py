@@ -106,6 +106,8 @@ KEEPS_ZERO = frozenset(
     "hardshrink tanh erf abs absolute expm1 log1p sqrt square sin tan asin atan sinh asinh atanh arctan neg negative "
     "erfinv".split()
 )
+#: Activations that are homogeneous of degree one: straight on either side of 0.
+HOMOGENEOUS = frozenset("relu leaky_relu prelu rrelu abs absolute neg negative".split())
 #: Activations that map non-negative values to non-negative values.
 KEEPS_SIGN = frozenset(
     "leaky_relu prelu elu selu gelu silu mish hardswish hardtanh tanh erf pow clamp_max log1p tanhshrink".split()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..rules import Part, Rule
 from ..rules.arithmetic import sum_of_parts, working
-from .call import Call, tag_of
+from .call import Call, Tag, tag_of
 from .registry import handles
 from .site import Site
 
@@ -112,6 +112,10 @@ class LinearSite(Site):
     def rounded(self) -> bool:
         """Whether the output is that of a half-precision call: too coarse for differences to be taken of it."""
         return self.result is not None and working(self.result) is not self.result
+
+    def runs_natively(self, tag: Tag | None) -> bool:
+        """Whether the call itself hands coefficients on as LRP-0 does; a folded batch norm if the layer before it did."""
+        return self.batch_norm is None or (tag is not None and tag.site is not None and tag.site.native)
 
     @property
     def has_bias(self) -> bool:
@@ -440,6 +444,9 @@ class Diagonal(LinearSite):
         """The batch norm itself, for rules that look at its constants."""
         return self.own
 
+    def runs_natively(self, tag: Tag | None) -> bool:
+        return True
+
     @batch_norm.setter
     def batch_norm(self, value: Affine | None) -> None:
         pass
@@ -639,6 +646,7 @@ def folded(before: LinearSite, affine: Affine) -> LinearSite:
     site = object.__new__(type(before))
     site.__dict__.update(before.__dict__)
     site.superseded = False  # where another batch norm was folded into it before
+    site.native = False
     site.batch_norm = affine
     site.saved, site.result = [], None
     before.result = None  # computed again in the unlikely case that somebody else reads it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class ScaleSite(Site):
     """``x · constant``: relevance passes unchanged; where the constant is 0 nothing passes."""
 
     kind = "scale"
+    is_preprocessing = True
     keeps_zero = True
     keeps_inputs = False
     keeps_output = False
@@ -50,6 +51,9 @@ class ProductSite(Site):
         if gates:
             self.kind = "gate"  # type: ignore[misc]
 
+    def multiplies(self, shares: Sequence[float]) -> bool:
+        return self.op not in QUOTIENTS or not shares[1]
+
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         """Each factor's share of the relevance."""
         return tuple(
@@ -66,6 +70,9 @@ class MatmulSite(Site):
     def __init__(self, call: Call, gates: frozenset[int] = frozenset()) -> None:
         super().__init__(call)
         self.gates = gates
+
+    def multiplies(self, shares: Sequence[float]) -> bool:
+        return True
 
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         """Each factor's share, divided among the summands of each output in proportion."""
@@ -116,7 +123,10 @@ def scale(call: Call, active: Tensor, factor: Any, divides: bool = False) -> Any
     )
 
 
-@kind("quotient", "div", "divide", "true_divide", "__rdiv__", "__rtruediv__")
+QUOTIENTS = ("div", "divide", "true_divide", "__rdiv__", "__rtruediv__")
+
+
+@kind("quotient", *QUOTIENTS)
 def quotient(call: Call) -> Any:
     x, y = call.arg(0, "input"), call.arg(1, "other")
     if call.name in ("__rdiv__", "__rtruediv__"):

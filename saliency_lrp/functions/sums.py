@@ -72,6 +72,8 @@ class AddSite(SumSite):
 class ShiftSite(SumSite):
     """``x + constant``: the constant acts as a bias."""
 
+    is_preprocessing = True
+
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return (c.sum_to_size(self.saved[0].shape),)
 

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 
+#: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
+GUARD = 1e-12
+
+
 def stabilizer_width(z: Tensor, epsilon: float, relative: bool) -> float | Tensor:
     """ε itself, or ε · rms(z) of each sample (the first axis) where ``relative``."""
     if not relative:
