@@ -23,7 +23,7 @@ from .functions.call import PLAIN, Call, Tag
 from .functions.opened import open_up, opened
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
-from .functions.site import Held, Site, iter_tensors
+from .functions.site import OUTPUT, Held, Site, iter_tensors
 from .functions.unknown import unknown
 from .model.written import Written
 from .report import Account
@@ -248,15 +248,19 @@ class Interceptor(TorchFunctionMode):
                 continue
             if not found or not any(t is a for a in found):
                 found.append(t)
-                self.read(getattr(t, TAG))
+                self.read(t, getattr(t, TAG))
         return found, parameters
 
-    @staticmethod
-    def read(tag: Tag) -> None:
+    def read(self, t: Tensor, tag: Tag) -> None:
         """Another call reads an activation: a ReLU is then not all that relevance comes back from."""
         tag.readers += 1
-        if tag.site is not None and tag.site.cut:
-            tag.site.result, tag.site.cut = None, False
+        site = tag.site
+        if site is not None and site.cut:
+            with torch._C.DisableTorchFunction():
+                site.result, site.cut = t.detach(), False
+            self.remember(site.result, site, OUTPUT)
+        if site is not None:
+            site.before = None
 
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.

@@ -276,7 +276,7 @@ class Trace:
             if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
                 tag.site.is_output = tag.site.kind != "softmax" or not tag.readers  # else weights of attention
                 if not self.bound:
-                    self._interceptor.read(tag)
+                    self._interceptor.read(t, tag)
         for source in self._interceptor.integer_inputs.values():
             for owner, leaf in self._interceptor.embedded:
                 if owner is source:

@@ -1,1 +1,1 @@
-"""What autograd carries: relevance itself (``reference``), or relevance as a coefficient of the activation (``coefficient``)."""
+"""What autograd carries: relevance itself (``reference``), or the coefficient of each activation (``coefficient``)."""

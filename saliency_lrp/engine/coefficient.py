@@ -1,8 +1,8 @@
 """The coefficient form: the relevance of an activation x is x · c, and autograd carries c.
 
 A function that is homogeneous of degree one in its activations hands c on by its own derivative: by Euler's identity
-x · Jᵀc sums to f · c, in proportion to contributions, which is LRP-0. Biases and constants absorb exactly their share. So
-most calls run as they are: nothing is recorded or kept, and no Python runs in the backward pass. The rule of a site,
+x · Jᵀc sums to f · c, in proportion to contributions, which is LRP-0. Biases and constants absorb exactly their share.
+So most calls run as they are: nothing is recorded or kept, and no Python runs in the backward pass. The rule of a site,
 asked in the forward pass, says which do not (:data:`TREATMENTS`).
 
 Close to the model's input, before the first function that does more than move and scale values, relevance itself is
@@ -22,8 +22,7 @@ from ..composites import Composite
 from ..functions.activations import HOMOGENEOUS
 from ..functions.call import Call, Tag, tag_of
 from ..functions.site import OUTPUT, Site
-from ..rules import Rule, vanishes
-from ..rules import any_site, linear, product
+from ..rules import Rule, activation, any_site, batch_norm, linear, product, vanishes
 from ..rules.arithmetic import GUARD, divide, working
 from .nodes import LateSoftmax, NoCoefficient, Normalized, Ratio, Scaled, Stabilized, ToRelevance
 from .reference import ReferenceForm
@@ -103,16 +102,23 @@ class CoefficientForm:
         site.rectifiable = site.cheap = False  # nothing of it is kept
         if call.inplace:
             call.interceptor.before_write(call.args[0])
+        if site.family == "dense" and not tensors[0].is_contiguous():
+            # torch.matmul looks at whether the weight requires grad when it chooses a kernel: the output is the model's
+            return call.func(*call.args, **call.kwargs)
         return call.func(*held(call.args, tensors), **{k: held_one(v, tensors) for k, v in call.kwargs.items()})
 
     def stabilized(self, call: Call, site: Any, out: Tensor, epsilon: float, relative: bool) -> Tensor:
         """A result that runs as it is, with a stabiliser, which wants its value."""
-        site.rectifiable = site.kind == "sum"
+        if out.is_complex():
+            self.refuse(f"complex values with a stabiliser at {site.describe()}")
+        site.rectifiable = type(site).rectifiable and not relative
         site.result = out.detach()
         call.interceptor.remember(site.result, site, OUTPUT)
-        return Stabilized.make(out, site, epsilon, relative)
+        return Stabilized.make(out, site, epsilon, relative, call.inplace)
 
-    def bridge(self, call: Call, site: Site, tensors: list[Tensor], rule: Rule | None, gate: int, nonnegative: bool) -> Any:
+    def bridge(
+        self, call: Call, site: Site, tensors: list[Tensor], rule: Rule | None, gate: int, nonnegative: bool
+    ) -> Any:
         """A node that goes through relevance: c becomes R = y · c, the rule is asked, R_in / x is handed on."""
         final = [tag_of(t).final for t in tensors]  # type: ignore[union-attr]
         if rule is not None and not all(final) and not gives_zeros_nothing(rule, site, self.composite):
@@ -235,6 +241,12 @@ def gives_zeros_nothing(rule: Rule, site: Site, composite: Composite) -> bool:
     if isinstance(rule, product.Unrolled):
         steps = (Step(site, "linear", "dense"), Step(site, "sum", ""))
         return all(gives_zeros_nothing(composite.rule_for(s), s, composite) for s in steps)  # type: ignore[arg-type]
+    if isinstance(rule, linear.Rectified):
+        return gives_zeros_nothing(rule.then, site, composite)
+    if isinstance(rule, batch_norm.SplitBatchNorm) and site.family == "batch_norm":
+        return gives_zeros_nothing(rule.rule, site, composite)
+    if isinstance(rule, batch_norm.SplitBatchNorm | batch_norm.BatchNormReverse):
+        return gives_zeros_nothing(rule.then, site, composite)
     return vanishes(rule, site)
 
 
@@ -297,8 +309,6 @@ def proportional(form: CoefficientForm, call: Call, site: Site, tensors: list[Te
         out.register_hook(lambda c: site.binding.report_unknown(site))
     if not stabilized:
         return out
-    if call.inplace:
-        form.refuse(f"{rule!r} at {site.describe()}, in place")
     return form.stabilized(call, site, out, rule.epsilon, rule.relative)
 
 
@@ -311,18 +321,15 @@ def passing(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor]
     x = tensors[0]
     if len(tensors) != 1 or x.is_complex():
         return BRIDGED
-    flaw = None
-    if not site.keeps_zero and not getattr(tag_of(x), "site", None):
-        flaw = f"relevance passes {site.describe()}, which does not map 0 to 0"
+    # what a sum or a linear map made is hardly ever exactly 0
+    site.gives_zeros = not site.keeps_zero and getattr(tag_of(x), "site", None) is None
     if call.inplace:
         call.interceptor.before_write(call.args[0])
     later = site.op in STATISTICS
-    out = Ratio.make(x, lambda: call.func(*call.args, **call.kwargs), call.inplace, later, flaw)
+    out = Ratio.make(x, site, lambda: call.func(*call.args, **call.kwargs), call.inplace, later)
     if out.shape != x.shape:
         site.saved = [x.detach()]
         site.pass_through(out)  # says what is wrong
-    if site.kind == "unknown":
-        out.register_hook(lambda c: site.binding.report_unknown(site))
     return out
 
 
@@ -363,6 +370,11 @@ def shared(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor],
     return out
 
 
+def excitation(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor], rule: Any) -> Any:
+    """The derivative of relevance: at a ReLU the same as to pass."""
+    return form.native(call, site, tensors) if site.op == "relu" else BRIDGED
+
+
 def softmax_taylor(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor], rule: Any) -> Any:
     """AttnLRP's proposition 3.1 is the softmax's own vector-Jacobian product."""
     return form.native(call, site, tensors)
@@ -381,7 +393,13 @@ def attention(form: CoefficientForm, call: Call, site: Any, tensors: list[Tensor
     for k, (name, share) in enumerate(zip(("query", "key", "value"), rule.shares, strict=True)):
         t = call.arg(k, name)
         if t.requires_grad:
-            t = Scaled.make(t, share) if share not in (0, 1) and any(t is a for a in tensors) else t if share else t.detach()
+            t = (
+                Scaled.make(t, share)
+                if share not in (0, 1) and any(t is a for a in tensors)
+                else t
+                if share
+                else t.detach()
+            )
         operands.append(t)
     rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
     return call.func(*operands, *held(call.args[3:], []), **{k: held_one(v, []) for k, v in rest.items()})
@@ -395,6 +413,7 @@ TREATMENTS: dict[type[Rule], Treatment] = {
     product.Uniform: uniform,
     product.SignalTakesAll: signal_takes_all,
     product.SoftmaxTaylor: softmax_taylor,
+    activation.ExcitationBackprop: excitation,
     product.AttentionAttnLRP: attention,
     product.AttentionCPLRP: attention,
 }

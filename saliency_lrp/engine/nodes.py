@@ -66,24 +66,30 @@ class Ratio(Plain):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: Callable[[], Tensor], inplace: bool, later: bool, flaw: str | None) -> Tensor:
-        ctx.flaw = flaw
+    def forward(ctx: Any, x: Tensor, site: Any, run: Callable[[], Tensor], inplace: bool, later: bool) -> Tensor:
+        ctx.site = site
         ctx.later = later and not inplace
         if ctx.later:
             y = run()
             ctx.save_for_backward(x, y)
             return y
-        s = stabilize(working(x), GUARD)
+        if inplace or not site.keeps_zero:
+            s = stabilize(working(x), GUARD)
+            y = run()
+            ctx.ratio = torch.div(working(y), s, out=s).to(y.dtype)
+            if inplace:
+                ctx.mark_dirty(x)
+            return y
         y = run()
-        ctx.ratio = torch.div(working(y), s, out=s).to(y.dtype)
-        if inplace:
-            ctx.mark_dirty(x)
+        ctx.ratio = (working(y) / working(x)).nan_to_num_(nan=0.0).to(y.dtype)  # 0 / 0: no relevance
         return y
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
-        if ctx.flaw is not None:
-            raise NoCoefficient(ctx.flaw)
+        if ctx.site.kind == "unknown":
+            ctx.site.binding.report_unknown(ctx.site)
+        if ctx.site.gives_zeros:
+            raise NoCoefficient(f"relevance passes {ctx.site.describe()}, which does not map 0 to 0")
         if ctx.later:
             x, y = ctx.saved_tensors
             return c * (working(y) / stabilize(working(x), GUARD)), None, None, None, None
@@ -94,9 +100,12 @@ class Stabilized(Plain):
     """A function that runs as it is, whose rule has a stabiliser: ``c · z / s(z)`` goes on into it."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, site: Site, epsilon: float, relative: bool) -> Tensor:
+    def forward(ctx: Any, z: Tensor, site: Site, epsilon: float, relative: bool, inplace: bool) -> Tensor:
         ctx.site, ctx.epsilon, ctx.relative = site, epsilon, relative
-        return untracked(z)
+        if not inplace:
+            return untracked(z)
+        ctx.mark_dirty(z)  # the model goes on with the very tensor that it wrote into
+        return z
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
@@ -105,7 +114,7 @@ class Stabilized(Plain):
             s = stabilize(working(z), ctx.epsilon, ctx.relative)
         else:
             s = working(z) + stabilizer_width(z, ctx.epsilon, False)
-        return torch.div(working(z), s, out=s) * c, None, None, None
+        return torch.div(working(z), s, out=s) * c, None, None, None, None
 
 
 class Normalized(Plain):

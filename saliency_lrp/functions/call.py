@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .site import OUTPUT, Held, Site, Slot, iter_tensors
+from .site import Held, Site, Slot, iter_tensors
 
 #: How much a tensor looks like a gate: 0 a plain activation, 1 bounded (tanh, erf), 2 a gate (sigmoid, softmax, rsqrt).
 PLAIN, BOUNDED, GATE = 0, 1, 2
@@ -17,7 +17,18 @@ PLAIN, BOUNDED, GATE = 0, 1, 2
 class Tag:
     """What the interceptor knows of an activation; rides on the tensor itself."""
 
-    __slots__ = ("trace", "site", "gate", "nonnegative", "version", "readers", "place", "source", "source_version", "final")
+    __slots__ = (
+        "trace",
+        "site",
+        "gate",
+        "nonnegative",
+        "version",
+        "readers",
+        "place",
+        "source",
+        "source_version",
+        "final",
+    )
 
     def __init__(self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False) -> None:
         self.trace = trace

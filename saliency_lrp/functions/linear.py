@@ -114,7 +114,7 @@ class LinearSite(Site):
         return self.result is not None and working(self.result) is not self.result
 
     def runs_natively(self, tag: Tag | None) -> bool:
-        """Whether the call itself hands coefficients on as LRP-0 does; a folded batch norm if the layer before it did."""
+        """Whether the call itself hands coefficients on as LRP-0 does; if folded, with the layer before it."""
         return self.batch_norm is None or (tag is not None and tag.site is not None and tag.site.native)
 
     @property
@@ -165,7 +165,7 @@ class LinearSite(Site):
     def collect_parameters(self, part: Part, c: Tensor) -> None:
         """Note the share of every weight in the messages, and what the bias absorbed, of one part of a rule."""
         scaled = c if part.scale is None else c * part.scale
-        for a, w in part.terms:
+        for a, w, _ in part.terms:
             with torch.enable_grad():
                 leaf = w.detach().requires_grad_(True)
                 z = self.forward(self.ones_like_input().expand_as(self.input) if a is None else a, leaf)
@@ -471,7 +471,7 @@ class Diagonal(LinearSite):
         alone = object.__new__(cls)
         alone.__dict__.update(site.__dict__)
         alone.own, alone.own_weight, alone.own_bias = affine, affine.scale, affine.merged_bias(None)
-        alone.saved, alone.maker, alone.result = [site.batch_norm_input()], None, site.output
+        alone.saved, alone.maker, alone.result = [site.batch_norm_input()], None, site.uncut()
         alone.nonnegative = alone.cut = alone.thin = False
         return alone
 

@@ -103,6 +103,8 @@ class Site:
     #: In the coefficient form: whether the call ran as it is; what a softmax read, until its result is read.
     native: bool = False
     before: Tensor | None = None
+    #: whether relevance that passes it would reach zeros
+    gives_zeros: bool = False
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
     takes_several: bool = False
 

@@ -41,8 +41,8 @@ class AddSite(SumSite):
 
     @property
     def output(self) -> Tensor:
-        if self.rectified and self.result is not None:
-            return self.result  # the ReLU's output, which others keep as well
+        if self.result is not None and (self.rectified or not self.cut):
+            return self.result  # a ReLU's output, say, which others keep as well
         return self.computed_output()
 
     def computed_output(self) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 #: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
 GUARD = 1e-12
 
