@@ -6,11 +6,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 NBVAL  := --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 120
+# A process for every core; the tests of one file, and the cells of one notebook, stay together.
+CORES  := -n auto --dist loadfile
 # One pytest run for tests and notebooks: `make test ARGS="-k rules -x"` passes options to it.
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-browser coverage bench memory lint format notebooks clean
+.PHONY: help venv demo test test-fast test-browser coverage bench memory lint format notebooks clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -38,7 +40,10 @@ demo: $(VENV)/.runtime            ## explain real images; writes build/demo/
 	$(BIN)/python -m saliency_lrp --demo --out build/demo
 
 test: $(VENV)/.dev            ## run every test, notebooks included
-	$(BIN)/python -m pytest $(NBVAL) $(ARGS) tests notebooks
+	$(BIN)/python -m pytest $(NBVAL) $(CORES) $(ARGS) tests notebooks
+
+test-fast: $(VENV)/.dev            ## run the tests of everyday work: a minute or so
+	$(BIN)/python -m pytest $(CORES) -m "not slow and not browser and not exhaustive" $(ARGS) tests
 
 test-browser: $(VENV)/.dev            ## run only the tests in a real browser (Debian: apt-get install chromium)
 	SALIENCY_LRP_REQUIRE=browser $(BIN)/python -m pytest -m browser $(ARGS) tests

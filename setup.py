@@ -1,10 +1,12 @@
 """Package metadata of saliency_lrp."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "saliency_lrp" / "__init__.py").read_text(), re.M).group(1)
 
 RUNTIME = [
     "torch>=2.4",
@@ -32,8 +34,11 @@ TEST = [
     *EVALUATION,
     *SCALE,
     "pytest",
-    "pytest-benchmark",
     "pytest-timeout",
+    "pytest-xdist",
+    "build",
+    "setuptools",
+    "twine",
     "hypothesis",
     "nbval",
     "ipykernel",
@@ -44,11 +49,11 @@ TEST = [
     "einops",
     "zennit",  # a peer to compare with, never a runtime dependency
 ]
-DEV = [*TEST, "ruff", "coverage"]
+DEV = [*TEST, "ruff", "mypy", "coverage"]
 
 setup(
     name="saliency-lrp",
-    version="0.1.0",
+    version=VERSION,
     description="Layer-wise relevance propagation for any PyTorch model, in TensorWatch and Jupyter",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -59,13 +64,20 @@ setup(
         "Development Status :: 4 - Beta",
         "Framework :: Jupyter",
         "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Visualization",
+        "Typing :: Typed",
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["saliency_lrp", "saliency_lrp.*"]),
-    package_data={"saliency_lrp": ["data/*", "static/*"]},
+    package_data={"saliency_lrp": ["py.typed", "data/*", "widget/static/*", "functions/README.md"]},
     install_requires=RUNTIME,
     extras_require={"vision": VISION, "evaluation": EVALUATION, "test": TEST, "scale": SCALE, "dev": DEV},
     entry_points={"console_scripts": ["saliency-lrp = saliency_lrp.cli:main"]},

@@ -1,19 +1,41 @@
 """Saliency maps for any PyTorch model, by layer-wise relevance propagation and other methods.
 
-Importing this package registers it with TensorWatch; everything heavy is imported on first use.
+Importing this package registers it with TensorWatch; everything heavy but PyTorch is imported on first use.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from .lrp_linear import lrp_linear  # at once: later, the submodule of that name would hide it
 from .plugin import load_ipython_extension, register, unload_ipython_extension, unregister
 
+if _TYPE_CHECKING:  # what follows in _PUBLIC, for editors and type checkers
+    from . import (
+        composites,
+        dataset,
+        demo,
+        evaluation,
+        functions,
+        images,
+        inverter_util,
+        rules,
+        stream,
+        text,
+        timeseries,
+    )
+    from .composites import list_composites
+    from .explainers.lrp import LrpExplainer
+    from .explainers.registry import list_methods
+    from .propagator import RelevancePropagator
+    from .results import ImageSaliencyResult, SaliencyResults, get_image_saliency_plot
+    from .rules import list_rules
+    from .saliency import compare_saliency, get_image_saliency_results, get_saliency
+
 __version__ = "0.1.0"
 
-# Public name -> where it is defined; a module path alone is the module itself.
+#: public name -> the module that defines it
 _PUBLIC = {
     "get_saliency": "saliency",
     "get_image_saliency_results": "saliency",
@@ -27,29 +49,62 @@ _PUBLIC = {
     "LrpExplainer": "explainers.lrp",
     "RelevancePropagator": "propagator",
 }
-_MODULES = ("composites", "evaluation", "images", "inverter_util", "rules")
+#: modules that are public as such
+_MODULES = (
+    "composites",
+    "dataset",
+    "demo",
+    "evaluation",
+    "functions",
+    "images",
+    "inverter_util",
+    "rules",
+    "stream",
+    "text",
+    "timeseries",
+)
 
 __all__ = [
-    *_PUBLIC,
-    *_MODULES,
+    "ImageSaliencyResult",
+    "LrpExplainer",
+    "RelevancePropagator",
+    "SaliencyResults",
+    "compare_saliency",
+    "composites",
+    "dataset",
+    "demo",
+    "evaluation",
+    "functions",
+    "get_image_saliency_plot",
+    "get_image_saliency_results",
+    "get_saliency",
+    "images",
+    "inverter_util",
+    "list_composites",
+    "list_methods",
+    "list_rules",
     "load_ipython_extension",
     "lrp_linear",
     "register",
+    "rules",
+    "stream",
+    "text",
+    "timeseries",
     "unload_ipython_extension",
     "unregister",
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return _importlib.import_module(f"{__name__}.{name}")
     if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+        return getattr(_importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__", "__doc__", "__name__", "__file__", "__path__", "__spec__"])
 
 
 register()

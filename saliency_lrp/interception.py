@@ -6,20 +6,24 @@ This file knows no rule and no torch function by name: those are in ``rules`` an
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
+from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
 from .engine.coefficient import CoefficientForm
 from .engine.reference import ReferenceForm
 from .errors import InputError
 from .functions import HANDLERS, custom
-from .functions.call import PLAIN, Call, Tag
+from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
@@ -28,6 +32,12 @@ from .functions.unknown import unknown
 from .model.written import Written
 from .report import Account
 from .rules import Gradient, Rule, vanishes
+
+#: Why a call can be missing.
+UNSEEN = "computed where no call can be seen: a scripted or traced function, torch.vmap or torch.func, another thread"
+
+#: What would have something run, or be kept, when relevance reaches a tensor.
+HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 
 #: Where a tensor's tag is kept.
 TAG = "_saliency_lrp"
@@ -184,6 +194,10 @@ class Interceptor(TorchFunctionMode):
         self.integer_inputs: dict[int, Tensor] = {}
         self.embedded: list[tuple[Tensor, Tensor]] = []
         self.roots: list[Tensor] = []
+        #: what modules gave that do not depend on the input, by their path
+        self.constants: dict[str, Tensor] = {}
+        #: where constants lie that were joined to activations (class tokens, padding)
+        self.joined: dict[int, None] = {}
         #: by the id of a linear site: where relevance arrives at the batch norms folded into it
         self.folds: dict[int, list[tuple[Any, int]]] = {}
         #: what was there before the forward and the model writes into
@@ -207,9 +221,13 @@ class Interceptor(TorchFunctionMode):
         entry = LOOKED_UP.get(func)
         if entry is None:
             entry = LOOKED_UP[func] = Entry(func)
-        if not torch.is_grad_enabled():
-            return func(*args, **kwargs)  # inside somebody's autograd.Function
+        if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+            return func(*args, **kwargs)  # inside somebody's autograd.Function, or a transform of torch.func
         if entry.asks_only:
+            if entry.name in HOOKS and args[0].requires_grad:
+                return RemovableHandle(
+                    OrderedDict()
+                )  # hooks of the model are about gradients: they never run on relevance
             with torch.no_grad():
                 return func(*args, **kwargs)
         activations, parameters = self.activations(args, kwargs)
@@ -239,10 +257,8 @@ class Interceptor(TorchFunctionMode):
                 continue
             tag = getattr(t, TAG, None)
             if tag is not None and tag.trace is self.token:
-                if tag.version != t._version:  # written into through a view: what was known no longer holds
-                    if tag.final:
-                        self.form.refuse("the model writes into its input")
-                    self.tag(t, Tag(self.token))
+                if tag.version != t._version:
+                    self.rewritten(t)
             elif not self.adopt(t):
                 parameters = True
                 continue
@@ -265,32 +281,44 @@ class Interceptor(TorchFunctionMode):
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
 
-        It does where it was written into through a view, or where a custom ``autograd.Function`` (whose apply no mode
-        can see) made it; the latter is reported.
+        It does where it was written into through a view, or where something made it whose calls cannot be seen (a
+        custom ``autograd.Function``, a scripted function, ...); the latter is reported.
         """
-        if t.grad_fn is None:
+        found = origin(t, self.token, self.binding, self.roots)
+        if found.depth is None:
             return False
-        pending, seen, foreign = [t.grad_fn], set(), []
-        while pending:
-            node = pending.pop()
-            if node in seen or len(seen) > self.form.nodes_to_look_at:
-                continue
-            seen.add(node)
-            site, leaf = getattr(node, "site", None), getattr(node, "variable", None)
-            if isinstance(site, Site) and site.binding is not self.binding:
-                continue
-            if isinstance(site, Site) or any(leaf is root for root in self.roots):
-                if not foreign:
-                    self.form.refuse("what made an activation was not seen")
-                for found in foreign:
-                    self.send_to_zeros(f"the custom autograd.Function {type(found).__name__}")
-                    custom.report(found, self)
-                self.tag(t, Tag(self.token))
-                return True
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
-                foreign.append(node)
-            pending.extend(n for n, _ in node.next_functions if n is not None)
-        return False
+        self.form.refuse("what made an activation was not seen")
+        self.report_foreign(found)
+        mark(t, self.token, found.depth)
+        self.tag(t, Tag(self.token, depth=found.depth))
+        return True
+
+    def wrote(self, t: Tensor, depth: int) -> None:
+        """A call that was seen wrote into a tensor: where that is a view, its base has a new node, too."""
+        if t._base is not None:
+            mark(t._base, self.token, depth)
+
+    def rewritten(self, t: Tensor) -> None:
+        """An activation was written into, perhaps through a view: what was known of it no longer holds."""
+        if getattr(t, TAG).final:
+            self.form.refuse("the model writes into its input")
+        found = origin(t, self.token, self.binding, self.roots)
+        self.report_foreign(found)
+        self.tag(t, Tag(self.token, depth=max(found.depth or 0, getattr(t, TAG).depth)))
+
+    def report_foreign(self, found: Origin) -> None:
+        """Name what was computed where no call could be seen."""
+        if not found.foreign:
+            return
+        self.send_to_zeros("a function whose calls cannot be seen")
+        unseen = []
+        for node in found.foreign:
+            if is_custom(node):
+                custom.report(node, self)
+            else:
+                unseen.append(node)
+        if unseen:
+            self.unknown_call(operations(unseen), UNSEEN)
 
     # ------------------------------------------------------------------ what handlers ask for
 
@@ -300,6 +328,11 @@ class Interceptor(TorchFunctionMode):
 
     def tag(self, t: Tensor, tag: Tag) -> Tensor:
         """Attach what is known to a tensor."""
+        if t.layout is not torch.strided:
+            raise InputError(
+                f"{self.location()[0] or 'the model itself'!r} makes a sparse tensor ({t.layout}) of what depends on "
+                "its input; relevance is not followed through it. Keep activations dense; constants may be sparse"
+            )
         tag.version = t._version
         setattr(t, TAG, tag)
         return t
@@ -314,19 +347,16 @@ class Interceptor(TorchFunctionMode):
 
     def tag_routed(self, call: Call, out: Any) -> Any:
         """Tag the results of a routing call with what all of its inputs have in common."""
+        gate, nonnegative = call.gate(), call.nonnegative()
         tags = [getattr(a, TAG) for a in call.activations]
-        gate = min((t.gate for t in tags), default=PLAIN)
-        nonnegative = (
-            all(t.nonnegative for t in tags)
-            and call.name not in WRITES_CONSTANTS
-            and not (call.name in ("pad", "constant_pad_nd") and (call.arg(3, "value") or 0) < 0)
-            and all(call.is_activation(t) for t in iter_tensors(call.args, call.kwargs) if t.is_floating_point())
-        )
-        final = all(t.final for t in tags)
+        depth, final = max((t.depth for t in tags), default=0), all(t.final for t in tags)
         written = (call.args[0],) if call.inplace else ()
+        if written:
+            self.wrote(call.args[0], depth)
         for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # noqa: UP038  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
-                tag = Tag(self.token, None, gate, nonnegative)
+                mark(t, self.token, depth)
+                tag = Tag(self.token, None, gate, nonnegative, depth)
                 tag.final = final
                 self.tag(t, tag)
         return out
@@ -351,6 +381,8 @@ class Interceptor(TorchFunctionMode):
 
     def remember(self, t: Tensor, site: Site | Held, slot: int | str) -> None:
         """A site keeps an alias of this memory, in a slot of its inputs, as its ``OUTPUT`` or as an attribute."""
+        if t.layout is not torch.strided:
+            return  # a sparse tensor has no memory of its own; nothing writes into it
         self.saved.setdefault(t.untyped_storage().data_ptr(), []).append((site, slot))
 
     def pack(self, t: Tensor) -> Held:
@@ -374,12 +406,6 @@ class Interceptor(TorchFunctionMode):
                 copy = copies[key] = t.clone()
             site.keep(slot, copy)
 
-    def makes_one_tensor(self, call: Call) -> bool:
-        """Whether a function gives one floating-point (or complex) tensor; runs it once to see."""
-        with torch.no_grad():
-            out = call.func(*call.args, **call.kwargs)
-        return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())
-
     def unknown_natively(self, call: Call) -> Any:
         """Run a call that cannot be made a site; report it if its results carry relevance."""
         out = call.native()
@@ -389,9 +415,11 @@ class Interceptor(TorchFunctionMode):
         if any(t.requires_grad for t in results):
             self.send_to_zeros(f"{call.name}, which is not in the table of functions")
             self.unknown_call(call.name, "its results cannot be given a rule of their own")
+            depth = max(getattr(a, TAG).depth for a in call.activations)
             for t in results:
                 if t.requires_grad:
-                    self.tag(t, Tag(self.token))
+                    mark(t, self.token, depth)
+                    self.tag(t, Tag(self.token, depth=depth))
         return out
 
     def send_to_zeros(self, what: str) -> None:
@@ -418,7 +446,3 @@ class Interceptor(TorchFunctionMode):
                 self.embedded.append((source, leaf))
                 return self.enter(leaf)
         return out
-
-
-#: Routing functions that may write a constant of any sign.
-WRITES_CONSTANTS = frozenset("masked_fill index_fill fill nan_to_num __setitem__ where scatter conj".split())

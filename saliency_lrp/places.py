@@ -76,15 +76,20 @@ class Watch:
             path = self.interceptor.names.get(id(module))
             if path is None:
                 path = f"{stack[-1][0]}.{type(module).__name__}".lstrip(".")
+            arguments = self.places(args)  # made by whoever calls
             stack.append((path, module))
-            self.open.append(self.places(args))
+            self.open.append(arguments)
 
     def leave(self, module: nn.Module, args: Any, result: Any) -> None:
         if threading.get_ident() != self.thread or not self.open:
             return
         with torch._C.DisableTorchFunction():
-            path, _ = self.interceptor.stack.pop()
-            self.calls.setdefault(path, []).append(ModuleCall(self.open.pop(), self.places(result)))
+            path, _ = self.interceptor.location()
+            call = ModuleCall(self.open.pop(), self.places(result))
+            self.calls.setdefault(path, []).append(call)
+            if isinstance(result, Tensor) and not call.inputs and not call.outputs:
+                self.interceptor.constants[path] = result.detach()  # an embedding of positions, say
+            self.interceptor.stack.pop()
 
     def places(self, values: Any) -> list[Place]:
         """Where the relevance of these activations can be read."""
@@ -100,10 +105,12 @@ class Watch:
                 if tag is None and self.interceptor.adopt(t):  # made by a custom function: a backward hook's, say
                     tag = getattr(t, TAG)
                 if tag is not None and tag.trace is token:
-                    place = tag.place if tag.version == t._version else None
-                    if place is None:  # most tensors leave one module to enter others
-                        place = tag.place = Place(t, tag.site if tag.version == t._version else None)
-                    found.append(place)
+                    if tag.version != t._version:  # written into meanwhile, perhaps where no call was seen
+                        self.interceptor.rewritten(t)
+                        tag = getattr(t, TAG)
+                    if tag.place is None:  # most tensors leave one module to enter others
+                        tag.place = Place(t, tag.site)
+                    found.append(tag.place)
         return found
 
     def remove(self) -> None:

@@ -49,9 +49,9 @@ def _get_image_saliency_results(
 
 def _get_image_saliency_plot(image_saliency_results: Sequence[Any], cols: int = 2, figsize: Any = None) -> Any:
     """TensorWatch's look, in a pyplot figure: a notebook shows it without being asked."""
-    from . import results
+    from .display import figure
 
-    return results.draw_tensorwatch(image_saliency_results, cols, figsize)
+    return figure.draw_tensorwatch(image_saliency_results, cols, figsize)
 
 
 def _get_explainer(explainer_name: str, model: Any, layer_path: Any = None) -> Any:

@@ -21,7 +21,9 @@ from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from . import composites
+from .as_written import as_written
 from .composites import Composite
+from .constants import Constants
 from .engine.coefficient import CoefficientForm
 from .engine.nodes import NoCoefficient
 from .errors import InputError, ModelCallError, unknown_name
@@ -117,6 +119,15 @@ def _what_failed(error: Exception, model: nn.Module, inputs: Any) -> str:
     )
 
 
+#: What autograd says that it cannot do -> the way to record the forward pass that spares it that.
+OTHER_WAYS = {
+    # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
+    "returns multiple views": "single_views",
+    # the model uses torch.func, which takes no hooks on what autograd keeps
+    "support saved tensor hooks": "no_copies",
+}
+
+
 class Trace:
     """One recorded forward pass; explanations of it are backward passes only.
 
@@ -171,7 +182,7 @@ class Trace:
             self.reason = "the input is complex"
             return False
         try:
-            self._forward(*self._given, form=CoefficientForm(self.composite))
+            self._forward(*self._given, no_copies=True, form=CoefficientForm(self.composite))
         except NoCoefficient as reason:
             self.reason = str(reason)
             return False
@@ -184,13 +195,16 @@ class Trace:
     def _record(self, *given: Any) -> None:
         """Record with nothing bound: each call a node that hands relevance on."""
         self._given = None
-        try:
-            self._forward(*given)
-        except RuntimeError as error:
-            if "returns multiple views" not in str(error):
-                raise
-            # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
-            self._forward(*given, single_views=True)
+        ways: dict[str, bool] = {}
+        while True:
+            try:
+                self._forward(*given, **ways)
+                break
+            except RuntimeError as error:
+                other = next((way for message, way in OTHER_WAYS.items() if message in str(error)), None)
+                if other is None or other in ways:
+                    raise
+                ways[other] = True
         self._finish()
 
     def _forward(
@@ -200,6 +214,7 @@ class Trace:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         single_views: bool = False,
+        no_copies: bool = False,
         form: CoefficientForm | None = None,
     ) -> None:
         """Run the model with hooks and interception on; whatever happens, nothing is left behind on it."""
@@ -212,10 +227,11 @@ class Trace:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            passed = stack.enter_context(as_written())
             stack.enter_context(evaluating(model, modules))
             stack.callback(self._free_of_graphs, modules)
-            if form is None:
-                # without these, autograd refuses models that write into what a max pooling, say, has read
+            # without these hooks, autograd refuses models that write into what a max pooling, say, has read
+            if not no_copies:
                 stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
             watch = Watch(self._interceptor, self.calls)
             stack.callback(watch.remove)
@@ -227,6 +243,8 @@ class Trace:
                     raise
                 raise ModelCallError(_what_failed(error, model, (args, kwargs))) from error
         self._interceptor.saved.clear()
+        for what in passed:
+            self._interceptor.note(f"{what} inside the model is passed, as torch.no_grad() is: relevance goes on there")
 
     def _free_of_graphs(self, modules: Iterable[nn.Module]) -> None:
         """What the model keeps is free of the graph; what it returned has it."""
@@ -739,21 +757,39 @@ class Trace:
         started = float(total(seeds))
         arrived = sum(float(total(v)) for v in values if v is not None)
         notes = [n for n in self._interceptor.notes if not n.startswith("unknown: ")]
-        report = Report(started, arrived, account.rows(self.binding.rule_for), self.warnings(), notes)
+        constants = Constants(self._model, self._interceptor.constants)
+        report = Report(
+            started,
+            arrived,
+            account.rows(self.binding.rule_for, constants.name_of),
+            self.warnings(),
+            notes,
+            seed_size=float(total(seeds.abs())),
+            size=sum(float(total(v.abs())) for v in values if v is not None),
+            joined=constants.names_of(self._interceptor.joined),
+            unknown=self._not_understood(),
+        )
         finite = all(bool(torch.isfinite(v).all()) for v in values if v is not None)
         if not finite:
             worst = next((r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None)
             where = f"; first at {worst.op} of {worst.path!r}" if worst is not None else ""
             report.warnings.append(f"the map has NaN or infinite values{where}")
         elif started:
-            size = sum(float(total(v.abs())) for v in values if v is not None)
-            if size > EXPLODED * float(total(seeds.abs())):
+            if report.size > EXPLODED * report.seed_size:
                 report.warnings.append(
-                    f"Σ|R| of the map is {size / float(total(seeds.abs())):.3g} times that of the seed: relevance of "
+                    f"Σ|R| of the map is {report.size / report.seed_size:.3g} times that of the seed: relevance of "
                     "opposite signs nearly cancels somewhere; do not trust single pixels (rules such as z⁺ or "
                     "γ avoid this)"
                 )
         return report
+
+    def _not_understood(self) -> list[str]:
+        """Functions that the last explanation met and that are not understood, with their place."""
+        found = [f"{s.op} at {s.path!r}" for s in self._unknown]
+        found += [
+            n.removeprefix("unknown: ").partition(" is not ")[0] for n in self._interceptor.notes if "unknown: " in n
+        ]
+        return list(dict.fromkeys(found))
 
     def warnings(self) -> list[str]:
         """Functions that the last explanation met and that are not understood."""

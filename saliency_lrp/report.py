@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from . import verdict as words
+from . import waterfall
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: What may absorb relevance at a site.
 SINKS = ("bias", "epsilon", "rule")
@@ -16,7 +23,11 @@ SINKS = ("bias", "epsilon", "rule")
 
 @dataclass
 class Row:
-    """One site's account; all amounts are sums of relevance over the whole batch."""
+    """One site's account; all amounts are sums of relevance over the whole batch.
+
+    ``folded``: whether the bias is that of a batch norm folded into the layer. ``constant``: the parameter, buffer or
+    module whose values the site adds, where that is known.
+    """
 
     index: int
     path: str
@@ -28,6 +39,8 @@ class Row:
     bias: float = 0.0
     epsilon: float = 0.0
     by_rule: float = 0.0
+    folded: bool = False
+    constant: str = ""
 
     @property
     def lost(self) -> float:
@@ -38,6 +51,11 @@ class Row:
     def unexplained(self) -> float:
         """What neither bias, ε nor the rule accounts for: constants that the site mixes in."""
         return self.lost - self.bias - self.epsilon - self.by_rule
+
+    @property
+    def constants(self) -> float:
+        """``unexplained`` where it is more than what sums in another order leave."""
+        return 0.0 if abs(self.unexplained) < words.NEGLIGIBLE * abs(self.arrived) else self.unexplained
 
 
 class Account:
@@ -65,8 +83,8 @@ class Account:
         for sink, amount in amounts.items():
             entry[sink].append(total(amount))
 
-    def rows(self, rule_for: Any) -> list[Row]:
-        """One row per site, in execution order."""
+    def rows(self, rule_for: Any, name_of: Any = lambda site: "") -> list[Row]:
+        """One row per site, in execution order; ``name_of`` says which constant a site adds."""
         rows = []
         for entry in self.entries.values():
             site = entry["site"]
@@ -83,6 +101,8 @@ class Account:
                     sums["bias"],
                     sums["epsilon"],
                     sums["rule"],
+                    getattr(site, "batch_norm", None) is not None,
+                    name_of(site),
                 )
             )
         return sorted(rows, key=lambda row: row.index)
@@ -111,6 +131,14 @@ class Report:
         Why the map should not be trusted as it is, if anything.
     notes : list of str
         Choices that were made on the way.
+    seed_size, size : float
+        Sums of absolute values of what started, and of the map: signs that cancel show in them.
+    joined : list of str
+        Parameters and buffers that were joined to activations (class tokens, learned padding), by name.
+    unknown : list of str
+        Functions that relevance met and nobody has classified.
+    likeness : float or None
+        Least cosine of the map with those of unlike classes; None where that was not looked at.
     """
 
     seed: float
@@ -118,6 +146,36 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _: KW_ONLY
+    seed_size: float = math.nan
+    size: float = math.nan
+    joined: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    likeness: float | None = None
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.seed_size):
+            self.seed_size = abs(self.seed)
+        if math.isnan(self.size):
+            self.size = abs(self.result)
+
+    @property
+    def verdict(self) -> str:
+        """What the map is worth, in one or two sentences."""
+        return words.verdict(self)
+
+    @property
+    def sinks(self) -> list[tuple[str, float]]:
+        """(name, share) of everything that took relevance, largest first; with ``conserved`` they sum to 1.
+
+        A negative share was added on the way. Shares are of the seed, or of its absolute values where it sums to 0.
+        """
+        return words.sinks(self)
+
+    @property
+    def scale(self) -> float:
+        """What shares are shares of."""
+        return self.seed if abs(self.seed) > words.NEGLIGIBLE * self.seed_size else self.seed_size
 
     @property
     def conserved(self) -> float:
@@ -142,25 +200,30 @@ class Report:
         return sorted(self.rows, key=lambda row: -abs(row.lost) if math.isfinite(row.lost) else -math.inf)
 
     def summary(self) -> str:
-        """One line."""
-        parts = ", ".join(f"{k} {v:+.4g}" for k, v in self.absorbed.items())
-        return f"relevance {self.seed:.6g} -> {self.result:.6g} (conserved {self.conserved:.4g}); absorbed: {parts}"
+        """The sums in one line, without what is too small to count."""
+        least = words.NEGLIGIBLE * self.seed_size
+        parts = [f"{name} {amount:+.4g}" for name, amount in self.absorbed.items() if not abs(amount) < least]
+        absorbed = f"absorbed: {', '.join(parts)}" if parts else "nothing absorbed"
+        return f"relevance {self.seed:.6g} -> {self.result:.6g} (conserved {self.conserved:.4g}); {absorbed}"
+
+    def plot(self, figsize: tuple[float, float] | None = None) -> Figure:
+        """Draw where every percent of the score went, from the output to the input."""
+        return waterfall.plot(self, figsize)
 
     def table(self, limit: int | None = 20) -> str:
         """The account as text, the largest losses first."""
         rows = self.by_loss()[:limit]
         width = max([len(r.path) for r in rows] + [6])
         lines = [
+            self.verdict,
             self.summary(),
             *(f"warning: {w}" for w in self.warnings),
             *(f"note: {n}" for n in self.notes),
-            f"{'module':<{width}}  {'op':<18}{'arrived':>12}{'left':>12}{'bias':>12}{'epsilon':>12}{'rule':>12}  rule",
+            f"{'module':<{width}}  {'op':<18}" + "".join(f"{name:>12}" for name in COLUMNS) + "  rule",
         ]
-        lines += [
-            f"{r.path:<{width}}  {r.op:<18}{r.arrived:>12.4g}{r.left:>12.4g}{r.bias:>12.4g}{r.epsilon:>12.4g}"
-            f"{r.by_rule:>12.4g}  {r.rule}"
-            for r in rows
-        ]
+        for row in rows:
+            numbers = "".join(f"{read(row):>12.4g}" for read in COLUMNS.values())
+            lines.append(f"{row.path:<{width}}  {row.op:<18}{numbers}  {row.rule}")
         if limit is not None and len(self.rows) > limit:
             lines.append(f"... {len(self.rows) - limit} more sites")
         return "\n".join(lines)
@@ -172,11 +235,11 @@ class Report:
         return f"<Report: {self.summary()}>"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{h}</th>" for h in ("module", "op", "rule", "arrived", "left", "bias", "ε", "rule took"))
+        head = "".join(f"<th>{name}</th>" for name in ("module", "op", "by", *COLUMNS))
         body = "".join(
             "<tr>"
             + "".join(f"<td style='text-align:left'>{html.escape(t)}</td>" for t in (r.path, r.op, r.rule))
-            + "".join(f"<td>{v:.4g}</td>" for v in (r.arrived, r.left, r.bias, r.epsilon, r.by_rule))
+            + "".join(f"<td>{read(r):.4g}</td>" for read in COLUMNS.values())
             + "</tr>"
             for r in self.by_loss()[:20]
         )
@@ -184,6 +247,18 @@ class Report:
         notes = "".join(f"<p>Note: {html.escape(n)}</p>" for n in self.notes)
         more = f"<p>{len(self.rows) - 20} more sites</p>" if len(self.rows) > 20 else ""
         return (
-            f"<p>{html.escape(self.summary())}</p>{warnings}{notes}"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+            f"<p><strong>{html.escape(self.verdict)}</strong></p>{waterfall.as_html(self)}{warnings}{notes}"
+            f"<details><summary>{html.escape(self.summary())}</summary>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}</details>"
         )
+
+
+#: Columns of the account's table: what is read of a row.
+COLUMNS: dict[str, Callable[[Row], float]] = {
+    "arrived": lambda row: row.arrived,
+    "left": lambda row: row.left,
+    "bias": lambda row: row.bias,
+    "epsilon": lambda row: row.epsilon,
+    "rule": lambda row: row.by_rule,
+    "constants": lambda row: row.constants,
+}

@@ -1,12 +1,10 @@
-"""What an explanation gives back, and how it shows itself: figure, PNG, HTML, table, files."""
+"""What an explanation gives back, and how it shows itself: PNG, HTML, table, files."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -15,21 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import images
+from .display.figure import get_image_saliency_plot
 from .errors import InputError
 from .model.answer import Answer
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
-
-_PANEL = (4.3, 3.7)  # inches
-_NOTE = (
-    "Colours are clipped at the {:g}th percentile of |relevance| of each map; opacity follows |relevance|.\n"
-    "Blue speaks against the class, red for it; maps without a sign run from blue (none) to yellow (most). "
-    "A dashed frame shows what the model saw."
-)
 
 
 @dataclass(eq=False, repr=False)
@@ -72,6 +63,8 @@ class ImageSaliencyResult:
         Which part of the raw image the model saw.
     quality : dict
         Measured quality, name to number.
+    signed : bool
+        Whether the method's maps have a sign: it decides the colours. Default: what the method says of itself.
     """
 
     raw_image: Any
@@ -93,6 +86,11 @@ class ImageSaliencyResult:
     answer: Answer | None = field(default=None, repr=False)
     geometry: images.Geometry | None = None
     quality: dict[str, float] = field(default_factory=dict)
+    signed: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.signed is None:
+            self.signed = self.method is None and self.relevance is not None or is_signed(self.method)
 
     def take(self, answer: Answer) -> None:
         """Note what the model says of the picture."""
@@ -113,6 +111,11 @@ class ImageSaliencyResult:
         return getattr(self.report, "conserved", None)
 
     @property
+    def verdict(self) -> str:
+        """What the map is worth, in one or two sentences; empty where the method keeps no account."""
+        return getattr(self.report, "verdict", "")
+
+    @property
     def subject(self) -> str:
         """The explained class, its score and the runner-up, as far as they are known."""
         if self.class_name is None:
@@ -130,11 +133,18 @@ class ImageSaliencyResult:
         return f"<{self.title}{subject}: {shape}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return SaliencyResults([self])._repr_mimebundle_(include, exclude) | {"text/plain": repr(self)}
+        return SaliencyResults([self])._repr_mimebundle_(include, exclude) | {"text/plain": _text([self])}
 
     def plot(self, figsize: tuple[float, float] | None = None) -> Figure:
         """Draw this map alone."""
         return get_image_saliency_plot([self], cols=1, figsize=figsize)
+
+
+def is_signed(method: str | None) -> bool:
+    """Whether the maps of a method have a sign; not if there is no such method."""
+    from .explainers import registry
+
+    return method in registry.list_methods() and registry.is_signed(str(method))
 
 
 def place(relevance: Tensor, geometry: images.Geometry | None) -> np.ndarray:
@@ -167,7 +177,7 @@ class SaliencyResults(list):
         return get_image_saliency_plot(self, cols or min(max(len(self), 1), 4), figsize)
 
     def to_frame(self) -> pandas.DataFrame:
-        """A table with one row per method: seconds, conserved, label, score, quality, warnings, error."""
+        """A table with one row per method: seconds, conserved, verdict, label, score, quality, warnings, error."""
         import pandas
 
         return pandas.DataFrame([_row(result) for result in self])
@@ -206,12 +216,12 @@ class SaliencyResults(list):
         if not self:
             return {"text/plain": repr(self)}
         png = _png(self)
-        return {"text/plain": repr(self), "image/png": _base64(png), "text/html": _fragment(self, png)}
+        return {"text/plain": _text(self), "image/png": _base64(png), "text/html": _fragment(self, png)}
 
 
 def _row(result: Any) -> dict[str, Any]:
     row = {"method": getattr(result, "method", None) or result.title}
-    for name in ("seconds", "conserved", "label", "class_name", "score"):
+    for name in ("seconds", "conserved", "verdict", "label", "class_name", "score"):
         row[name] = getattr(result, name, None)
     row.update(getattr(result, "quality", {}))
     row["warnings"] = "; ".join(getattr(result, "warnings", ()))
@@ -226,175 +236,6 @@ def _arrays(results: Sequence[Any]) -> dict[str, np.ndarray]:
             arrays[result.title] = result.saliency
             arrays[f"{result.title}.signed"] = getattr(result, "signed_map", result.saliency)
     return arrays
-
-
-# ----------------------------------------------------------------------------------------------
-# Figures
-# ----------------------------------------------------------------------------------------------
-
-
-def get_image_saliency_plot(
-    image_saliency_results: Sequence[Any], cols: int = 2, figsize: tuple[float, float] | None = None
-) -> Figure:
-    """Draw results side by side, each over its image, with its colour bar.
-
-    Signed maps are drawn in a diverging colour map symmetric around zero, others in a perceptually
-    uniform one. A method that failed shows its reason. Matplotlib's global state is not touched.
-
-    Parameters
-    ----------
-    image_saliency_results : sequence of ImageSaliencyResult
-        Ours or TensorWatch's.
-    cols : int
-        Panels in a row.
-    figsize : (float, float), optional
-        Width and height in inches.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    results = list(image_saliency_results)
-    figure = Figure(figsize=figsize or default_figsize(len(results), cols), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw_results(figure, results, cols)
-    return figure
-
-
-def draw_tensorwatch(results: Sequence[Any], cols: int = 2, figsize: tuple[float, float] | None = None) -> Figure:
-    """Draw results as TensorWatch does: each map in its own colours and opacity, in a pyplot figure."""
-    import matplotlib.pyplot as plt
-
-    rows = max(1, math.ceil(len(results) / cols))
-    figure = plt.figure(figsize=figsize or (4 * cols, 3 * rows))
-    for i, result in enumerate(results):
-        axes = figure.add_subplot(rows, cols, i + 1, xticks=[], yticks=[])
-        axes.set_title(result.title, fontsize=18)
-        picture = _picture(result.raw_image)
-        if result.saliency is None:
-            _draw_failure(axes, result, picture)
-            continue
-        values = result.saliency
-        if picture is not None:
-            axes.imshow(picture)
-            values = _fit(values, (picture.height, picture.width))
-        axes.imshow(values, alpha=result.saliency_alpha, cmap=result.saliency_cmap)
-    return figure
-
-
-def default_figsize(count: int, cols: int, panel: tuple[float, float] = _PANEL) -> tuple[float, float]:
-    """Inches for `count` panels, `cols` in a row."""
-    if not isinstance(cols, int) or cols < 1:
-        raise InputError(f"cols should be a positive number of columns, not {cols!r}.")
-    return panel[0] * cols, panel[1] * max(1, math.ceil(count / cols)) + 0.6
-
-
-def draw_results(figure: Figure, results: Sequence[Any], cols: int) -> None:
-    """Draw results into a figure: one panel each, the subject above if all share it, notes below."""
-    rows = max(1, math.ceil(len(results) / cols))
-    subjects = {getattr(result, "subject", "") for result in results}
-    shared = subjects.pop() if len(subjects) == 1 else ""
-    for i, result in enumerate(results):
-        axes = figure.add_subplot(rows, cols, i + 1)
-        subject = "" if shared else getattr(result, "subject", "")
-        axes.set_title(result.title + (f"\n{subject}" if subject else ""), fontsize=13)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        _draw_panel(figure, axes, result)
-    if shared:
-        figure.suptitle(f"What speaks for {shared}", fontsize=14)
-    if any(result.saliency is not None for result in results):
-        width = int(figure.get_figwidth() * 13)
-        note = _NOTE.format(images.CLIP_PERCENTILE)
-        figure.supxlabel("\n".join(textwrap.fill(line, width) for line in note.split("\n")), fontsize=8)
-
-
-def _draw_panel(figure: Figure, axes: Axes, result: Any) -> None:
-    picture = _picture(result.raw_image)
-    if result.saliency is None:
-        _draw_failure(axes, result, picture)
-        return
-    values = getattr(result, "signed_map", result.saliency)
-    if picture is not None and values.ndim == 2:
-        axes.imshow(images.backdrop(picture), interpolation="nearest")
-        values = _fit(values, (picture.height, picture.width))
-        _draw_frame(axes, getattr(result, "geometry", None))
-    drawn = _draw_map(axes, values, see_through=picture is not None)
-    _draw_bar(figure, axes, drawn, signed=images.is_signed(values))
-    warnings = getattr(result, "warnings", ())
-    conserved = getattr(result, "conserved", None)
-    if warnings:
-        axes.set_xlabel(textwrap.fill("! " + "; ".join(warnings), 55)[:220], fontsize=8, color="#a33")
-    elif conserved is not None:
-        axes.set_xlabel(f"sums to {conserved:.0%} of what was explained", fontsize=8)
-
-
-def _draw_frame(axes: Axes, geometry: images.Geometry | None) -> None:
-    """Mark the part of the picture that the model saw, where that is not all of it."""
-    from matplotlib.patches import Rectangle
-
-    if geometry is None:
-        return
-    (height, width), (top, left, bottom, right) = geometry.raw, geometry.box
-    top, bottom = np.clip(sorted((top, bottom)), 0, height)
-    left, right = np.clip(sorted((left, right)), 0, width)
-    if (bottom - top) * (right - left) < 0.98 * height * width:
-        corner = (left - 0.5, top - 0.5)  # pixel centres are at whole numbers
-        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color="#333", lw=0.8, ls="--"))
-
-
-def _draw_bar(figure: Figure, axes: Axes, drawn: Any, signed: bool) -> None:
-    """A colour bar as high as the picture, its ends said in words."""
-    limit = drawn.norm.vmax
-    numbers = [-limit, 0, limit] if signed else [0, limit]
-    words = ["against", "", "for"] if signed else ["none", "most"]
-    labels = [f"{n:.2g}\n{w}" if w else f"{n:.2g}" for n, w in zip(numbers, words, strict=True)]
-    bar = figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0, 0.045, 1)), ticks=numbers)
-    bar.ax.set_yticklabels(labels, fontsize=8)
-
-
-def _draw_map(axes: Axes, values: np.ndarray, see_through: bool) -> Any:
-    from matplotlib import cm, colormaps
-    from matplotlib.colors import Normalize
-
-    values = np.atleast_2d(values)
-    limit = images.clip_value(values)
-    signed = images.is_signed(values)
-    colours = images.SIGNED_COLOURS if signed else images.UNSIGNED_COLOURS
-    scale = cm.ScalarMappable(Normalize(-limit if signed else 0, limit, clip=True), colormaps[colours])
-    rgba = scale.to_rgba(values)
-    if see_through:
-        rgba[..., 3] = images.opacity(values, limit)
-    axes.imshow(rgba, interpolation="nearest", aspect="equal" if values.shape[0] > 1 else "auto")
-    return scale
-
-
-def _draw_failure(axes: Axes, result: Any, picture: Any) -> None:
-    if picture is not None:
-        axes.imshow(images.backdrop(picture), alpha=0.25)
-    reason = textwrap.shorten(str(getattr(result, "error", None) or "no map"), 320)
-    axes.text(
-        0.5, 0.5, "no map\n" + textwrap.fill(reason, 38), transform=axes.transAxes,
-        ha="center", va="center", fontsize=9, color="#a33",
-    )  # fmt: skip
-
-
-def _picture(raw: Any) -> Any:
-    """The raw image as a PIL picture; None where it is no picture."""
-    if raw is None:
-        return None
-    try:
-        return images.load_image(raw).picture()
-    except InputError:
-        return None
-
-
-def _fit(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map resized to the picture's height and width, for results made elsewhere."""
-    return values if values.shape == size else images.Geometry.whole(size).place(values)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -423,11 +264,20 @@ def _fragment(results: Sequence[Any], png: bytes | None = None) -> str:
     return f"<div>{image}{f'<ul>{items}</ul>' if items else ''}</div>"
 
 
+def _text(results: Sequence[Any]) -> str:
+    """Results for who sees no picture: what they are, and what is said of them."""
+    shown = repr(results[0]) if len(results) == 1 else repr(SaliencyResults(results))
+    return "\n".join([shown, *_remarks(results)])
+
+
 def _remarks(results: Sequence[Any]) -> list[str]:
+    """What is to be said of each result: why there is no map, what the map is worth, why not to trust it."""
     lines = []
     for result in results:
         error = getattr(result, "error", None)
         lines += [f"{result.title}: no map: {error}"] if error is not None else []
+        verdict = getattr(result, "verdict", "")
+        lines += [f"{result.title}: {verdict}"] if verdict else []
         lines += [f"{result.title}: {warning}" for warning in getattr(result, "warnings", ())]
     return lines
 

@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from . import images
 from .errors import InputError
 from .explainers import registry
-from .explainers.batching import each_with_progress
 from .explainers.plan import Plan, plan_methods
+from .explainers.registry import DEFAULT_METHODS
 from .explainers.untouched import untouched
 from .question import Question, ask
 from .results import ImageSaliencyResult, SaliencyResults
-
-#: what :func:`get_image_saliency_results` shows unless told otherwise
-DEFAULT_METHODS = ("lrp", "gradcam", "grad_x_input", "occlusion")
 
 
 def get_saliency(
@@ -119,8 +116,7 @@ def get_image_saliency_results(
     with ask(model, raw_image, input, label, device, options) as question:
         if question.input.shape[0] != 1:
             raise InputError(f"one image at a time: the input is a batch of {question.input.shape[0]}.")
-        todo = each_with_progress(plans, "saliency", lambda plan: plan.method)
-        return SaliencyResults([_result(question, plan) for plan in todo])
+        return SaliencyResults([_result(question, plan) for plan in plans])
 
 
 def compare_saliency(model: nn.Module, raw_image: Any, *args: Any, **options: Any) -> Any:
@@ -160,7 +156,7 @@ def _sort_positions(device: Any, method: Any, layer_path: Any, default: Any) -> 
 
 
 def _explain(question: Question, plan: Plan) -> tuple[Tensor, Any, float]:
-    """Relevance on the CPU, the account where there is one, and the seconds it took."""
+    """Relevance on the CPU, the explainer, and the seconds it took."""
     explainer = registry.get(plan.method, question.model, **plan.options)
     start = time.perf_counter()
     try:
@@ -175,7 +171,7 @@ def _explain(question: Question, plan: Plan) -> tuple[Tensor, Any, float]:
     relevance = relevance.detach().cpu()
     if not torch.isfinite(relevance).all():
         raise InputError(f"{plan.method} produced NaN or infinite values for this model and input.")
-    return relevance, getattr(explainer, "report", None), seconds
+    return relevance, explainer, seconds
 
 
 def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
@@ -184,7 +180,8 @@ def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
         warnings=list(question.warnings),
     )  # fmt: skip
     try:
-        result.relevance, result.report, result.seconds = _explain(question, plan)
+        result.relevance, explainer, result.seconds = _explain(question, plan)
+        result.report, result.signed = getattr(explainer, "report", None), getattr(explainer, "signed", True)
     except Exception as error:  # finished maps must survive whatever one method runs into
         result.error = error
     question.settle()  # where the model or the label is at fault, no method can help

@@ -31,12 +31,12 @@ from tensorwatch.zmq_wrapper import ZmqWrapper
 from torch import Tensor, nn
 
 from . import images as pictures
+from .display.contact_sheet import contact_sheet
 from .errors import InputError
 from .explainers import registry
 from .model.answer import class_names as names_of
 from .model.card import read_card
 from .question import Question
-from .sheet import contact_sheet
 
 LOOPBACK = "127.0.0.1"
 STREAM = "saliency"
@@ -239,7 +239,7 @@ class SaliencyLogger:
         return items
 
     def _overlay(self, place: int, picture: np.ndarray, tensor: Tensor, geometry: Any) -> tuple[np.ndarray, str]:
-        from .widget import blend
+        from .display.colours import blend
 
         x = read_card(self.explainer.model).fitting(tensor)
         given = None if self.labels is None else int(self.labels[place])

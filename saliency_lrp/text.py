@@ -49,7 +49,7 @@ class RelevantText:
 
     def _strengths(self) -> np.ndarray:
         """Relevance scaled to [-1, 1]."""
-        from .widget import colour_limit
+        from .display.colours import colour_limit
 
         limit = colour_limit(self.relevance, self.percentile) if len(self.tokens) else 0.0
         return np.clip(self.relevance / limit, -1, 1) if limit else np.zeros(len(self.tokens))

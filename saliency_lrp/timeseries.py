@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .display.colours import CLIP_PERCENTILE, SIGNED_COLOURS, colour_limit
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ def plot_relevance(
     time: Any = None,
     names: Sequence[str] = (),
     title: str = "",
-    cmap: str = "RdBu_r",
-    percentile: float = 99.0,
+    cmap: str = SIGNED_COLOURS,
+    percentile: float = CLIP_PERCENTILE,
     figsize: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw every channel of a series with its relevance as a band of colour under the curve.
@@ -58,8 +59,6 @@ def plot_relevance(
     """
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
-
-    from .widget import colour_limit
 
     values, scores, moments = _checked(series, relevance, time, names)
     limit = colour_limit(scores, percentile) or 1.0

@@ -131,7 +131,7 @@ def test_the_page_holds_everything_itself(demo):
     assert page.alts[::2] == [f"demo image {i}" for i in (1, 2, 3)]
     for shown, (image, _, _) in zip(page.pictures[::2], demo_images(3), strict=True):
         assert np.array_equal(shown, image)
-    assert all("lrp, grad_x_input, occlusion" in alt for alt in page.alts[1::2])
+    assert all("lrp, gradcam, grad_x_input" in alt for alt in page.alts[1::2])
     for i, shown in enumerate(page.pictures[1::2], start=1):
         assert np.array_equal(shown, Image.open(out / f"demo-image-{i}.png"))
 
@@ -154,7 +154,7 @@ def test_the_demo_prints_the_models_own_numbers(demo):
 def test_the_demos_maps_find_the_digit(demo):
     """Every method beats a random map, which puts 16 % on the object; LRP puts most of it there."""
     _, printed = demo
-    rows = re.findall(r"^  (lrp|grad_x_input|occlusion) +[\d.]+ +([\d.]+ %|–) +([\d.]+) %$", printed, re.M)
+    rows = re.findall(r"^  (lrp|grad_x_input|gradcam) +[\d.]+ +([\d.]+ %|–) +([\d.]+) %$", printed, re.M)
     assert len(rows) == 9
     for method, conserved, inside in rows:
         assert float(inside) > (50 if method == "lrp" else 20)

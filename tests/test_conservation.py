@@ -15,6 +15,8 @@ from saliency_lrp.propagator import RelevancePropagator
 from tests import reference
 from tests.test_rules_reference import LAYERS, layer_and_input, seeded
 
+pytestmark = pytest.mark.exhaustive
+
 F64 = torch.float64
 
 DISTRIBUTE: dict[str, Callable[[float], rules.Rule]] = {

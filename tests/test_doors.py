@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from saliency_lrp import cli, get_image_saliency_results, get_saliency
-from saliency_lrp.maps import ModelMaps
 from saliency_lrp.model.answer import Answer, are_probabilities, class_name, class_names, probabilities
+from saliency_lrp.widget.model_maps import ModelMaps
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (12, 12, 3), dtype=np.uint8))
 NAMES = ("ant", "bee", "cat", "dog")

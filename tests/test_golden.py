@@ -22,6 +22,8 @@ from saliency_lrp.propagator import RelevancePropagator
 from tests import golden_nets, reference
 from tests.golden import array, assert_golden, manifest, tensor
 
+pytestmark = pytest.mark.exhaustive
+
 F64, F32 = torch.float64, torch.float32
 CPU = torch.device("cpu")
 

@@ -12,6 +12,7 @@ from torchvision_cpu import import_torchvision
 
 from saliency_lrp import get_saliency, images
 from saliency_lrp.demo import demo_images, load_demo_model
+from saliency_lrp.display import colours
 from saliency_lrp.errors import InputError, UnknownNameError
 
 RNG = np.random.default_rng(0)
@@ -251,10 +252,9 @@ def test_shrinking_averages():
 
 def test_display_helpers():
     values = np.zeros((10, 10))
-    assert images.normalise(values).max() == 0 and images.clip_value(values) == 1
+    assert images.normalise(values).max() == 0 and colours.colour_limit(values) == 0
     values[0, 0], values[5, 5] = 100.0, -1.0
     assert images.normalise(values).min() == 0 and images.normalise(values).max() == 1
-    assert images.is_signed(values) and not images.is_signed(np.abs(values))
-    assert 1 <= images.clip_value(values, 99) < 100
-    alpha = images.opacity(values, 1.0)
-    assert alpha[0, 0] == alpha[5, 5] == alpha.max() < 1 and alpha[1, 1] == 0
+    assert 1 <= colours.colour_limit(values, 99) < 100
+    _, alpha = colours.paint(colours.strengths(values, 1.0), colours.colour_table("RdBu_r"))
+    assert alpha[0, 0] == alpha[5, 5] == alpha.max() == 1 and alpha[1, 1] == 0

@@ -10,6 +10,8 @@ from saliency_lrp.errors import InputError
 from saliency_lrp.lrp_linear import lrp_linear
 from tests.golden import assert_golden, manifest, roles
 
+pytestmark = pytest.mark.exhaustive
+
 CASES = [c for c in manifest("arras_lstm")["cases"] if c["kind"] == "lrp_linear"]
 INPUTS = ("hin", "w", "b", "hout", "Rout")
 

@@ -14,6 +14,8 @@ from saliency_lrp.propagator import RelevancePropagator
 from tests.test_rules_reference import LAYERS, seeded
 from tests.torchvision_cpu import import_torchvision
 
+pytestmark = pytest.mark.exhaustive
+
 import_torchvision()  # zennit imports torchvision
 za = pytest.importorskip("zennit.attribution")
 zc = pytest.importorskip("zennit.composites")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from saliency_lrp import SaliencyResults, get_image_saliency_plot, get_image_saliency_results, images
 from saliency_lrp.demo import demo_images, load_demo_model
+from saliency_lrp.display import colours
 from saliency_lrp.errors import InputError
 from saliency_lrp.results import ImageSaliencyResult
 
@@ -115,7 +116,7 @@ def test_signed_colours_are_symmetric_about_zero():
     (axes,) = figure.axes
     (bar,) = axes.child_axes
     rgba = axes.images[-1].get_array()
-    limit = images.clip_value(values)
+    limit = colours.colour_limit(values)
     assert [label.get_text().split("\n")[-1] for label in bar.get_yticklabels()] == ["against", "0", "for"]
     assert bar.get_ylim() == (-limit, limit)
     assert rgba[0, 0, 0] > rgba[0, 0, 2] and rgba[7, 7, 2] > rgba[7, 7, 0]  # red for, blue against
@@ -123,8 +124,59 @@ def test_signed_colours_are_symmetric_about_zero():
 
 
 def test_unsigned_maps_start_at_zero():
-    figure = get_image_saliency_plot([_result(np.arange(16.0).reshape(4, 4))], cols=1)
+    figure = get_image_saliency_plot([_result(np.arange(16.0).reshape(4, 4), method="gradcam")], cols=1)
     assert figure.axes[0].child_axes[0].get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("data", [np.arange(16.0), -np.arange(16.0), np.arange(16.0) - 8], ids=["+", "-", "+-"])
+@pytest.mark.parametrize(
+    ("method", "signed"),
+    [
+        *[
+            (name, True)
+            for name in ("lrp", "lrp:epsilon_plus", "vanilla_grad", "grad_x_input", "occlusion", "deeplift")
+        ],
+        ("gradcam", False),
+        ("saliency", False),
+    ],
+)
+def test_the_method_decides_whether_a_map_is_signed_whatever_the_data(method, signed, data):
+    result = _result(data.reshape(4, 4), method=method)
+    (bar,) = get_image_saliency_plot([result], cols=1).axes[0].child_axes
+    low, high = bar.get_ylim()
+    words = [label.get_text().split("\n")[-1] for label in bar.get_yticklabels()]
+    assert (low == -high, words) == ((True, ["against", "0", "for"]) if signed else (False, ["none", "most"]))
+
+
+def test_methods_say_whether_their_maps_have_a_sign():
+    model, item = load_demo_model(), demo_images(1, seed=1)[0]
+    found = get_image_saliency_results(
+        model, item.image, methods=["lrp:epsilon_plus", "gradcam", "saliency", "occlusion"]
+    )
+    assert [result.signed for result in found] == [True, False, False, True]
+    (both,) = get_image_saliency_results(model, item.image, methods=["gradcam"], relu=False)
+    assert both.signed
+
+
+@pytest.mark.parametrize("size", [(450, 300), (200, 400), (320, 320)])
+def test_the_figure_has_the_shape_of_the_picture(size):
+    result = _result(np.random.default_rng(0).standard_normal(size[::-1]))
+    figure = get_image_saliency_plot([result], cols=1)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    drawn = axes.get_window_extent()  # what imshow leaves of the panel is the picture
+    page = figure.get_size_inches() * figure.dpi
+    assert drawn.width / drawn.height == pytest.approx(size[0] / size[1], rel=0.02)
+    assert drawn.height > page[1] - 130 or drawn.width > page[0] - 130  # no empty bands
+
+
+@pytest.mark.parametrize("name", ["weaver", "a very long class name that goes on and on, and on", "m" * 60])
+def test_titles_stay_inside_the_figure(name):
+    result = _result(np.eye(60), class_name=name, score=0.01, runner_up=(f"other {name}", 0.01))
+    figure = get_image_saliency_plot([result], cols=1)
+    figure.canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
 
 
 def test_the_frame_shows_what_the_model_saw():

@@ -16,6 +16,8 @@ from saliency_lrp import rules
 from saliency_lrp.propagator import RelevancePropagator, Trace
 from tests import reference
 
+pytestmark = pytest.mark.exhaustive
+
 # name: layer, shape of one sample
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 4), (6,)),

@@ -195,7 +195,7 @@ def test_save(tmp_path):
 
 def test_zero_is_transparent_and_the_map_symmetric():
     picture = np.full((1, 3, 3), 90, np.uint8)
-    out = blend(picture, np.array([[-2.0, 0.0, 2.0]]), opacity=1, percentile=100)
+    out = blend(picture, np.array([[-2.0, 0.0, 2.0]]), opacity=1, percentile=100, backdrop="colour")
     lut = colour_table("RdBu_r")
     np.testing.assert_array_equal(out[0], [lut[0], [90, 90, 90], lut[255]])
 
@@ -205,7 +205,7 @@ def test_colour_limit_of_sparse_and_empty_maps():
     sparse[0, 0] = -3
     assert colour_limit(sparse, 90) == 3
     assert colour_limit(np.zeros((4, 4)), 99) == 0
-    np.testing.assert_array_equal(blend(np.full((4, 4, 3), 7, np.uint8), np.zeros((4, 4))), 7)
+    np.testing.assert_array_equal(blend(np.full((4, 4, 3), 7, np.uint8), np.zeros((4, 4)), backdrop="colour"), 7)
 
 
 def test_sign_keeps_one_side():

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from saliency_lrp.widget import Channels, Map
-from saliency_lrp.work import Watch
+from saliency_lrp.widget.worker import Watch
 
 
 class KnownSource:

@@ -48,13 +48,16 @@ def any_site() -> Where:
 
 
 def first(n: int = 1) -> Where:
-    """The first ``n`` linear sites in execution order."""
-    return Where(f"first({n})", lambda site: 0 <= site.rank < n)
+    """Linear sites that read the model's input, moved, scaled or shifted at most; with ``n``, the first ``n`` of a way.
+
+    Every branch of a network has its own, and a layer that runs earlier beside them changes nothing.
+    """
+    return Where(f"first({n})", lambda site: 0 <= site.depth < n)
 
 
 def until(k: int) -> Where:
-    """Linear sites up to and including the ``k``-th (counted from 0) in execution order."""
-    return Where(f"until({k})", lambda site: 0 <= site.rank <= k)
+    """Linear sites up to and including the ``k``-th (counted from 0) on the way from the model's input."""
+    return Where(f"until({k})", lambda site: 0 <= site.depth <= k)
 
 
 def last(n: int = 1) -> Where:

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..audit import mark
 from ..composites import Composite
-from ..functions.activations import HOMOGENEOUS
 from ..functions.call import Call, Tag, tag_of
 from ..functions.site import OUTPUT, Site
 from ..rules import Rule, activation, any_site, batch_norm, linear, product, vanishes
-from ..rules.arithmetic import GUARD, divide, working
+from ..rules.arithmetic import GUARD, divide, measured_over, working
 from .nodes import LateSoftmax, NoCoefficient, Normalized, Ratio, Scaled, Stabilized, ToRelevance
-from .reference import ReferenceForm
+from .reference import ReferenceForm, depth_of_result
 
 #: Runs a call in a way of its own; or None, where the site becomes a node that goes through relevance itself.
 Treatment = Callable[["CoefficientForm", Call, Site, list[Tensor], Any], Any]
@@ -37,7 +37,6 @@ class CoefficientForm:
     """Most calls run as they are; the rest become nodes that are given coefficients."""
 
     early = True
-    nodes_to_look_at = 1_000_000
 
     def __init__(self, composite: Composite) -> None:
         self.composite = composite
@@ -68,6 +67,7 @@ class CoefficientForm:
             out = self.reference.registered(call, site, tensors, gate, nonnegative)
             tag_of(out).final = True  # type: ignore[union-attr]
             return out
+        depth = depth_of_result(site, [tag_of(t) for t in tensors])
         rule = self.composite.rule_in_forward(site)
         treatment = TREATMENTS.get(type(rule), bridged) if rule is not None else late
         if any(final) and treatment is not bridged and treatment is not late:
@@ -80,9 +80,12 @@ class CoefficientForm:
             return self.bridge(call, site, tensors, rule, gate, nonnegative)
         if not out.requires_grad:
             return out
+        if call.inplace:
+            tracer.wrote(call.args[0], depth)
+        mark(out, tracer.token, depth)
         # sites are remembered where somebody asks later: folding, the model's end, stabilisers behind a ReLU, zeros
         kept = site if site.kind in ("linear", "softmax", "sum", "normalisation") or site.result is not None else None
-        return tracer.tag(out, Tag(tracer.token, kept, gate, nonnegative))
+        return tracer.tag(out, Tag(tracer.token, kept, gate, nonnegative, depth))
 
     # ------------------------------------------------------------------ ways to carry a call out
 
@@ -92,7 +95,8 @@ class CoefficientForm:
         for t in final:
             before = tag_of(t)
             made = ToRelevance.make(t)
-            tag = Tag(tracer.token, before.site, before.gate, before.nonnegative)  # type: ignore[union-attr]
+            mark(made, tracer.token, before.depth)  # type: ignore[union-attr]
+            tag = Tag(tracer.token, before.site, before.gate, before.nonnegative, before.depth)  # type: ignore[union-attr]
             converted[id(t)] = tracer.tag(made, tag)
         call.replace(converted)
         return converted
@@ -114,7 +118,7 @@ class CoefficientForm:
         site.rectifiable = type(site).rectifiable and not relative
         site.result = out.detach()
         call.interceptor.remember(site.result, site, OUTPUT)
-        return Stabilized.make(out, site, epsilon, relative, call.inplace)
+        return Stabilized.make(out, site, epsilon, measured_over(site, relative), call.inplace)
 
     def bridge(
         self, call: Call, site: Site, tensors: list[Tensor], rule: Rule | None, gate: int, nonnegative: bool
@@ -177,6 +181,19 @@ class Bridge:
     @result.setter
     def result(self, value: Tensor | None) -> None:
         self.site.result = value
+
+    @property
+    def complex(self) -> tuple[bool, ...]:
+        """Which inputs are complex."""
+        return self.site.complex
+
+    def value(self, slot: int | str) -> Tensor | None:
+        """As :meth:`Site.value`, of the outputs."""
+        return self.saved[slot] if self.saved else None  # type: ignore[index]
+
+    def keep(self, slot: int | str, copy: Tensor) -> None:
+        """As :meth:`Site.keep`, of the outputs."""
+        self.saved[slot] = copy  # type: ignore[index]
 
     def keep_outputs(self, outputs: tuple[Any, ...], tracer: Any) -> None:
         """Keep the results of a call that has several."""
@@ -316,7 +333,7 @@ def passing(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor]
     """Pass: f(x) / x times the coefficient, which for homogeneous functions is their derivative."""
     if writes_elsewhere(call, tensors):
         return BRIDGED
-    if site.kind == "scale" or (site.kind == "activation" and site.op in HOMOGENEOUS):
+    if site.kind == "scale" or (site.kind == "activation" and call.says("homogeneous") and call.says("zero_to_zero")):
         return form.native(call, site, tensors)
     x = tensors[0]
     if len(tensors) != 1 or x.is_complex():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..functions.site import Site
-from ..rules.arithmetic import GUARD, stabilize, stabilizer_width, working
+from ..rules.arithmetic import GUARD, Axes, stabilize, working
 from .reference import untracked
 
 
@@ -100,8 +100,8 @@ class Stabilized(Plain):
     """A function that runs as it is, whose rule has a stabiliser: ``c · z / s(z)`` goes on into it."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, site: Site, epsilon: float, relative: bool, inplace: bool) -> Tensor:
-        ctx.site, ctx.epsilon, ctx.relative = site, epsilon, relative
+    def forward(ctx: Any, z: Tensor, site: Site, epsilon: float, axes: Axes, inplace: bool) -> Tensor:
+        ctx.site, ctx.epsilon, ctx.axes = site, epsilon, axes
         if not inplace:
             return untracked(z)
         ctx.mark_dirty(z)  # the model goes on with the very tensor that it wrote into
@@ -109,11 +109,11 @@ class Stabilized(Plain):
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
-        z = ctx.site.uncut() if ctx.relative else ctx.site.output
-        if ctx.relative or not ctx.site.rectified:
-            s = stabilize(working(z), ctx.epsilon, ctx.relative)
+        z = ctx.site.output if ctx.axes is None else ctx.site.uncut()
+        if ctx.site.rectified and ctx.axes is None:
+            s = working(z) + ctx.epsilon
         else:
-            s = working(z) + stabilizer_width(z, ctx.epsilon, False)
+            s = stabilize(working(z), ctx.epsilon, ctx.axes)
         return torch.div(working(z), s, out=s) * c, None, None, None, None
 
 

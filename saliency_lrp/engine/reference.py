@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..audit import mark
 from ..functions.call import Call, Tag, held_among, stored, tag_of
-from ..functions.site import OUTPUT, Site
+from ..functions.site import OUTPUT, Site, as_reals, from_reals
 
 
 class Node(torch.autograd.Function):
@@ -42,7 +43,7 @@ class Node(torch.autograd.Function):
         if any(r is not None and torch._C._functorch.is_legacy_batchedtensor(r) for r in R):
             R_in = several_at_once(ctx.site, R)
         else:
-            R_in = ctx.site.propagate(R[0] if len(R) == 1 else R)
+            R_in = as_autograd_has_it(ctx.site, ctx.site.propagate(as_rules_have_it(R)))
         ctx.site.forget()
         k = ctx.written
         if k is None:
@@ -50,6 +51,19 @@ class Node(torch.autograd.Function):
         # a view must get zeros rather than None, or autograd drops what belongs to the rest of its base
         target = torch.zeros_like(R[0]) if R_in[k] is None and R[0] is not None else R_in[k]
         return (None, None, None, target, *R_in[:k], *R_in[k + 1 :])
+
+
+def as_rules_have_it(R: tuple[Tensor | None, ...]) -> Any:
+    """Relevance of the outputs for a rule: complex numbers are pairs of reals; one tensor where there is one output."""
+    plain = tuple(None if r is None else as_reals(r) for r in R)
+    return plain[0] if len(plain) == 1 else plain
+
+
+def as_autograd_has_it(site: Site, R: Any) -> tuple[Tensor | None, ...]:
+    """Relevance of the inputs, complex where they are."""
+    if not any(site.complex):
+        return tuple(R)
+    return tuple(from_reals(r) if z and r is not None else r for r, z in zip(R, site.complex, strict=True))
 
 
 #: Nesting level of the batching that ``torch.autograd.grad(..., is_grads_batched=True)`` does.
@@ -63,7 +77,7 @@ def several_at_once(site: Site, R: tuple[Tensor | None, ...]) -> tuple[Tensor | 
     """
     n = site.binding.maps
     plain = tuple(None if r is None else torch._remove_batch_dim(r, LEVEL, n, 0) for r in R)
-    found = site.propagate_several(plain[0] if len(plain) == 1 else plain)
+    found = as_autograd_has_it(site, site.propagate_several(as_rules_have_it(plain)))
     return tuple(None if r is None else torch._add_batch_dim(r, 0, LEVEL) for r in found)
 
 
@@ -74,6 +88,7 @@ class Overwriting(Site):
         super().__init__(call)
         self.inner = inner
         self.index, self.parents = inner.index, inner.parents
+        self.complex = (call.args[0].is_complex(), *inner.complex)
         self.kind = inner.kind  # type: ignore[misc]
 
     @property
@@ -94,14 +109,17 @@ def untracked(out: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(out, out.shape)
 
 
+def depth_of_result(site: Site, tags: list[Tag | None]) -> int:
+    """How deep in the model the result of a site is; what only weighs its signals does not count."""
+    return site.place_at(max((t.depth for k, t in enumerate(tags) if t and k not in site.gates), default=0))
+
+
 class ReferenceForm:
     """Every site a node that hands relevance on."""
 
     #: whether rules are asked in the forward pass
     early = False
     linear_count = 0
-    #: how far back in the graph to look for a site or input that an unknown tensor depends on
-    nodes_to_look_at = 1000
 
     def before_native(self, call: Call) -> None:
         """A call is about to run as it is."""
@@ -126,6 +144,7 @@ class ReferenceForm:
         """As :meth:`node`, for a site that has its number; its backward may be that of what ``acting`` makes of it."""
         tracer = call.interceptor
         tags = [tag_of(t) for t in tensors]
+        depth = depth_of_result(site, tags)
         site.parents = tuple(t.site.index if t is not None and t.site is not None else None for t in tags)
         if site.reruns and not site.args and not site.kwargs:
             site.args = tuple(stored(v, tensors) for v in call.args)
@@ -134,6 +153,7 @@ class ReferenceForm:
                 tracer.remember(held.saved[0], held, 0)
         for name, constant in site.kept():
             tracer.remember(constant, site, name)
+        site.complex = tuple(t.is_complex() for t in tensors)
         if site.keeps_inputs and not site.finds_input(tags):
             site.saved = [t.detach() for t in tensors]
             for k, t in enumerate(site.saved):
@@ -164,7 +184,11 @@ class ReferenceForm:
             return out
 
         out = Node.make(actor, run, written, *tensors)
+        if written is not None:
+            tracer.wrote(call.args[0], depth)
         for t in out if isinstance(out, tuple) else (out,):
             if isinstance(t, Tensor) and t.requires_grad:
-                tracer.tag(t, Tag(tracer.token, known, gate, nonnegative))
+                if acting is not None:
+                    mark(t, tracer.token, depth)
+                tracer.tag(t, Tag(tracer.token, known, gate, nonnegative, depth))
         return out

@@ -236,6 +236,8 @@ class Explainer:
 
     #: whether results depend on random numbers, so that ``seed=<int>`` matters
     random = False
+    #: whether maps have a sign, for and against: it decides how they are drawn
+    signed = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = unwrap(model)

@@ -176,12 +176,15 @@ class GradCam(Explainer):
         speaks against it, with negative sign.
     """
 
+    signed = False
+
     def __init__(self, model: nn.Module, layer_path: str | Sequence[str] | None = None, relu: bool = True) -> None:
         super().__init__(model)
         if layer_path is not None:
             find_layer(self.model, layer_path)
         self.layer_path = layer_path
         self.relu = relu
+        self.signed = not relu
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         cam = class_activation(self.model, x, question, self.layer_path)

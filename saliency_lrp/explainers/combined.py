@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .base import Explainer, Question
-from .batching import progress
 from .cam import class_activation, positive_part, spread
 from .gradient import RandomExplainer, noise_scale
 from .lrp import LrpExplainer
+from .progress import progress
 from .registry import get, register_explainer
 
 register_explainer("lrp")(LrpExplainer)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import Explainer, Question
-from .batching import progress, samples_per_pass
+from .batching import samples_per_pass
+from .progress import progress
 from .registry import register_explainer
 
 
@@ -31,6 +32,8 @@ class VanillaGrad(Explainer):
 @register_explainer("saliency")
 class Saliency(Explainer):
     """Absolute gradient of the score with respect to the input (Simonyan et al. 2013)."""
+
+    signed = False
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         return input_gradient(x, question).abs()

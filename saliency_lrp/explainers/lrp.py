@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..composites import Composite
 from ..errors import InputError
+from ..likeness import class_likeness
 from ..propagator import RelevancePropagator, Trace
 from ..report import Report
 from ..rules import Rule
@@ -28,7 +29,8 @@ class LrpExplainer:
     unknown : {"warn", "error"}
         What to do about functions that are not understood.
     account : bool
-        Keep the account of relevance with each explanation (``.report``).
+        Keep the account of relevance with each explanation (``.report``), and see whether the map of an unlike class
+        is another: about two more backward passes.
 
     Attributes
     ----------
@@ -85,8 +87,11 @@ class LrpExplainer:
         trace: Trace = record(inp)
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
         ind = tuple(ind) if isinstance(ind, list) else ind
-        R = trace.relevance(ind, self.seed, account=self.account, retain=False)
-        self.report, self.output = trace._report, trace.output
+        R = trace.relevance(ind, self.seed, account=self.account, retain=self.account)
+        self.output = trace.output
+        if self.account:
+            self.report = trace.report()
+            self.report.likeness = class_likeness(trace, R, ind, self.seed)
         trace.warn()
         assert isinstance(R, Tensor)
         return R

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from .base import Explainer, Question
-from .batching import progress, samples_per_pass
+from .batching import samples_per_pass
 from .gradient import RandomExplainer, baseline_like
+from .progress import progress
 from .registry import register_explainer
 
 # Tried in turn: on a noisy picture SLIC's usual 10 melts everything into a few superpixels.
@@ -18,11 +20,40 @@ _COMPACTNESS = (10.0, 100.0, 1000.0, 10000.0)
 # An input of 224 pixels gets windows of 16; smaller and larger ones in proportion, but never below 4.
 _WINDOWS_PER_SIDE = 14
 _SMALLEST_WINDOW = 4
+# Half-overlapping windows then stand at 27 x 27 places; those of a volume are so large that they do not stand at more.
+_PLACES = (2 * _WINDOWS_PER_SIDE - 1) ** 2
+
+Window = int | Sequence[int]
 
 
 def default_window(sides: tuple[int, ...]) -> int:
-    """Side of an occlusion window for an input with these spatial sides."""
+    """Side of an occlusion window for a series or a picture with these spatial sides."""
     return min(*sides, max(_SMALLEST_WINDOW, round(min(sides) / _WINDOWS_PER_SIDE)), max(sides))
+
+
+def default_sides(sides: tuple[int, ...]) -> tuple[int, ...]:
+    """Sides of an occlusion window for an input with these spatial sides."""
+    if len(sides) < 3:
+        return (default_window(sides),) * len(sides)
+    per_side = (_PLACES ** (1 / len(sides)) + 1) / 2
+    return tuple(min(side, max(_SMALLEST_WINDOW, math.ceil(side / per_side))) for side in sides)
+
+
+def _per_side(given: Window | None, sides: tuple[int, ...], default: tuple[int, ...], what: str) -> tuple[int, ...]:
+    """A number for every side, from one for all or one each."""
+    if given is None:
+        return default
+    numbers = (given,) * len(sides) if isinstance(given, int) else tuple(given)
+    if len(numbers) != len(sides):
+        raise InputError(f"{what} {tuple(numbers)} has {len(numbers)} numbers for an input of sides {sides}.")
+    return numbers
+
+
+def _positive(**numbers: Window | None) -> None:
+    for name, given in numbers.items():
+        for number in () if given is None else (given,) if isinstance(given, int) else given:
+            if not isinstance(number, int) or number < 1:
+                raise InputError(f"{name} must be positive whole numbers, not {given}.")
 
 
 def _spatial(x: Tensor, method: str) -> tuple[int, ...]:
@@ -40,9 +71,10 @@ class Occlusion(Explainer):
     Parameters
     ----------
     model : torch.nn.Module
-    window : int, optional
-        Side of the window in input pixels; 16 for 224 pixels, in proportion for others, at least 4.
-    stride : int, optional
+    window : int or one int a side, optional
+        Sides of the window in input pixels; 16 for 224 pixels, in proportion for others, at least 4; for volumes
+        a fifth of each side.
+    stride : int or one int a side, optional
         Step of the window; half a window.
     baseline : float or Tensor
         What is put in the window. 0 is the mean colour of a normalised input.
@@ -51,13 +83,12 @@ class Occlusion(Explainer):
     def __init__(
         self,
         model: nn.Module,
-        window: int | None = None,
-        stride: int | None = None,
+        window: Window | None = None,
+        stride: Window | None = None,
         baseline: float | Tensor = 0.0,
     ) -> None:
         super().__init__(model)
-        if window is not None and window < 1 or stride is not None and stride < 1:
-            raise InputError(f"window and stride must be positive, not {window} and {stride}.")
+        _positive(window=window, stride=stride)
         self.window = window
         self.stride = stride
         self.baseline = baseline
@@ -66,30 +97,33 @@ class Occlusion(Explainer):
         from captum.attr import Occlusion as Captum
 
         sides = _spatial(x, "occlusion")
-        window = self.window or default_window(sides)
-        if window > min(sides):
-            raise InputError(f"window {window} is larger than the input's sides {sides}: take a smaller one.")
-        stride = min(self.stride or max(1, window // 2), window)
+        window = _per_side(self.window, sides, default_sides(sides), "window")
+        if any(edge > side for edge, side in zip(window, sides, strict=True)):
+            raise InputError(f"window {self.window} is larger than the input's sides {sides}: take a smaller one.")
+        half = tuple(max(1, edge // 2) for edge in window)
+        stride = tuple(map(min, _per_side(self.stride, sides, half, "stride"), window))
         target = question.settle(x)
         batch = samples_per_pass(self.model, x, question.forward, gradient=False)
-        positions = math.prod(math.ceil((side - window) / stride) + 1 for side in sides)
+        positions = math.prod(
+            math.ceil((side - edge) / step) + 1 for side, edge, step in zip(sides, window, stride, strict=True)
+        )
         with torch.no_grad(), progress(question.forward, (positions + 1) * len(x), "occlusion") as forward:
             return Captum(forward).attribute(
                 x,
-                sliding_window_shapes=(x.shape[1], *[window] * len(sides)),
-                strides=(x.shape[1], *[stride] * len(sides)),
+                sliding_window_shapes=(x.shape[1], *window),
+                strides=(x.shape[1], *stride),
                 baselines=baseline_like(x, self.baseline),
                 target=target,
                 perturbations_per_eval=max(1, batch // len(x)),
             )
 
 
-def grid_cells(x: Tensor, window: int) -> Tensor:
+def grid_cells(x: Tensor, window: Sequence[int]) -> Tensor:
     """Number the cells of a regular grid: int64 of shape (1, 1, ...) over the spatial sides of `x`."""
     cells = torch.zeros((), dtype=torch.long, device=x.device)
-    for side in x.shape[2:]:
-        steps = torch.arange(side, device=x.device) // window
-        cells = cells[..., None] * (side // window + 1) + steps
+    for side, edge in zip(x.shape[2:], window, strict=True):
+        steps = torch.arange(side, device=x.device) // edge
+        cells = cells[..., None] * (side // edge + 1) + steps
     numbers = torch.unique(cells, return_inverse=True)[1]
     return numbers.reshape(1, 1, *x.shape[2:])
 
@@ -101,14 +135,15 @@ class Ablation(Explainer):
     Parameters
     ----------
     model : torch.nn.Module
-    window : int, optional
-        Side of a cell in input pixels; as for occlusion.
+    window : int or one int a side, optional
+        Sides of a cell in input pixels; as for occlusion.
     baseline : float or Tensor
         What is put in the cell.
     """
 
-    def __init__(self, model: nn.Module, window: int | None = None, baseline: float | Tensor = 0.0) -> None:
+    def __init__(self, model: nn.Module, window: Window | None = None, baseline: float | Tensor = 0.0) -> None:
         super().__init__(model)
+        _positive(window=window)
         self.window = window
         self.baseline = baseline
 
@@ -116,7 +151,7 @@ class Ablation(Explainer):
         from captum.attr import FeatureAblation
 
         sides = _spatial(x, "ablation")
-        cells = grid_cells(x, self.window or default_window(sides))
+        cells = grid_cells(x, _per_side(self.window, sides, default_sides(sides), "window"))
         target = question.settle(x)
         batch = samples_per_pass(self.model, x, question.forward, gradient=False)
         total = (int(cells.max()) + 2) * len(x)

@@ -16,6 +16,9 @@ from ..registry import Registry
 #: prefix of the methods that are LRP with a named composite, ``lrp:epsilon_plus``
 LRP_PREFIX = "lrp:"
 
+#: what is shown side by side unless told otherwise: each costs a few passes at most
+DEFAULT_METHODS = ("lrp", "gradcam", "grad_x_input")
+
 # Modules that register explainers when imported; importing them is cheap (captum comes later).
 _MODULES = ("gradient", "perturbation", "cam", "deeplift", "combined")
 
@@ -74,6 +77,11 @@ def option_names(name: str) -> set[str]:
     cls, fixed = find(name)
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)} - fixed.keys()
+
+
+def is_signed(name: str) -> bool:
+    """Whether the maps of a method have a sign: for and against, not only how much."""
+    return bool(getattr(find(name)[0], "signed", True))
 
 
 def get(name: str, model: nn.Module, **options: Any) -> Any:

@@ -3,6 +3,9 @@
 from . import (
     activations,
     attention,
+    complex_numbers,
+    dropout,
+    embedding,
     linear,
     normalisation,
     opened,

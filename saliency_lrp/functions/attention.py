@@ -11,7 +11,7 @@ from torch import Tensor
 from ..rules import Rule
 from ..rules.arithmetic import divide, unmasked, working
 from .call import Call
-from .registry import handles
+from .registry import kind
 from .site import Site
 
 
@@ -135,7 +135,7 @@ class _Softmax(_Inner):
         self.output = y
 
 
-@handles("scaled_dot_product_attention")
+@kind("attention")
 def attention(call: Call) -> Any:
     site = AttentionSite(call)
     active, site.active = site.active, []

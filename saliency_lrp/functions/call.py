@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .site import Held, Site, Slot, iter_tensors
+from . import facts
+from .facts import AS_INPUT, BOUNDED, GATE, PLAIN
+from .site import OUTPUT, Held, Site, Slot, fill, iter_tensors
 
-#: How much a tensor looks like a gate: 0 a plain activation, 1 bounded (tanh, erf), 2 a gate (sigmoid, softmax, rsqrt).
-PLAIN, BOUNDED, GATE = 0, 1, 2
+__all__ = ["BOUNDED", "GATE", "OUTPUT", "PLAIN", "Call", "Tag", "stored", "tag_of"]
 
 
 class Tag:
@@ -22,6 +23,7 @@ class Tag:
         "site",
         "gate",
         "nonnegative",
+        "depth",
         "version",
         "readers",
         "place",
@@ -30,11 +32,15 @@ class Tag:
         "final",
     )
 
-    def __init__(self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False) -> None:
+    def __init__(
+        self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False, depth: int = 0
+    ) -> None:
         self.trace = trace
         self.site = site
         self.gate = gate
         self.nonnegative = nonnegative
+        #: how many linear sites lie between the model's input and it, on the longest way of relevance
+        self.depth = depth
         #: the tensor's version when this was known; a later one means that it was written into
         self.version = -1
         #: how many calls have read its values
@@ -66,6 +72,8 @@ class Call:
         The distinct arguments that depend on the model's input.
     inplace : bool
         Whether the call writes its result into its first argument.
+    facts : Facts
+        What is known of the function.
     """
 
     __slots__ = (
@@ -75,6 +83,7 @@ class Call:
         "kwargs",
         "activations",
         "inplace",
+        "facts",
         "interceptor",
         "path",
         "module",
@@ -97,6 +106,7 @@ class Call:
         self.kwargs = kwargs
         self.activations = activations
         self.inplace = inplace
+        self.facts = facts.of(func, name)
         self.interceptor = interceptor
         self.path, self.module = interceptor.location()
         self.binding = interceptor.binding
@@ -113,6 +123,36 @@ class Call:
         """Whether a value depends on the model's input."""
         activations = self.activations
         return value is activations[0] or (len(activations) > 1 and any(value is a for a in activations))
+
+    # ------------------------------------------------------------------ what is known of the result
+
+    def says(self, claim: str) -> bool:
+        """Whether the table of facts makes a claim of this call."""
+        return self.facts.says(claim, self)
+
+    def value_operands(self) -> list[Tensor]:
+        """The floating-point tensors among the arguments whose values, not only shapes, count."""
+        ignored = [self.arg(*place) for place in self.facts.shape_only]
+        tensors = iter_tensors(self.args, self.kwargs)
+        return [t for t in tensors if t.is_floating_point() and not any(t is i for i in ignored)]
+
+    def gate(self) -> int:
+        """How much the result looks like a gate."""
+        level = self.facts.gate_of(self)
+        if level != AS_INPUT:
+            return level
+        tags = [tag_of(t) for t in self.value_operands() if self.is_activation(t)]
+        return min((PLAIN if tag is None else tag.gate for tag in tags), default=PLAIN)
+
+    def nonnegative(self) -> bool:
+        """Whether the result is known to be never negative; the values of constants are not looked at."""
+        if self.says("never_negative"):
+            return True
+        if not self.says("keeps_sign"):
+            return False
+        return all((tag := tag_of(t)) is not None and tag.nonnegative for t in self.value_operands())
+
+    # ------------------------------------------------------------------ the call in other words
 
     def first_result(self) -> Call:
         """The same call of a function that returns only the first of its results."""
@@ -136,6 +176,24 @@ class Call:
         self.args = tuple(swap(v) for v in self.args)
         self.kwargs = {k: swap(v) for k, v in self.kwargs.items()}
         self.activations = [swap(t) for t in self.activations]
+
+    def with_result(self, out: Tensor) -> Call:
+        """The same call of a function whose result is there already, for one that must not run twice."""
+
+        def give(*args: Any, **kwargs: Any) -> Tensor:
+            return args[0].copy_(out) if self.inplace else out
+
+        return Call(give, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+
+    def run_on_copies(self) -> tuple[list[Tensor], Any]:
+        """Leaves that stand for the activations, and what the call makes of them; nothing of the model's is written."""
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_(True) for t in self.activations]
+            args, kwargs = (stored(v, self.activations) for v in (self.args, [*self.kwargs.values()]))
+            args = fill(args, leaves)
+            if self.inplace:
+                args = (args[0].clone(), *args[1:])
+            return leaves, self.func(*args, **dict(zip(self.kwargs, fill(kwargs, leaves), strict=True)))
 
     # ------------------------------------------------------------------ ways to carry the call out
 

@@ -17,6 +17,9 @@ from .site import Site
 #: torch's own, which hand every tensor on as it is: full backward hooks of modules.
 IDENTITIES = frozenset({"BackwardHookFunction"})
 
+#: Key of a node's metadata that says that it was reported.
+REPORTED = "saliency_lrp reported"
+
 
 class CustomSite(Site):
     """What a composite is asked about: a function that is not in the table."""
@@ -25,7 +28,7 @@ class CustomSite(Site):
 
     def __init__(self, name: str, path: str, module: Any, binding: Any) -> None:
         self.op, self.path, self.module, self.binding = name, path, module, binding
-        self.index, self.rank, self.arity = -1, -1, 1
+        self.index, self.rank, self.depth, self.arity = -1, -1, -1, 1
         self.is_output = self.superseded = False
         self.parents, self.gates = (), frozenset()
 
@@ -53,9 +56,9 @@ def pass_unchanged(node: Any, site: CustomSite) -> None:
 def report(node: Any, interceptor: Any) -> None:
     """Decide on a custom function's node, and tell the user."""
     name = type(node).__name__.removesuffix("Backward")
-    if name in IDENTITIES or "saliency_lrp" in node.metadata:
+    if name in IDENTITIES or REPORTED in node.metadata:
         return
-    node.metadata["saliency_lrp"] = True
+    node.metadata[REPORTED] = True
     if keeps_shape(node):
         interceptor.unknown_call(name, "a custom autograd.Function", "relevance passes it unchanged, as an activation")
         pass_unchanged(node, CustomSite(name, *interceptor.location(), interceptor.binding))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .call import Tag
-from .site import Site
+from .site import Site, as_reals, from_reals
 
 
 class DecomposedSite(Site):
@@ -37,7 +37,7 @@ class DecomposedSite(Site):
         """Relevance of each input from that of the outputs (a tensor, or a tuple with None where there is none)."""
         interceptor = self.binding.intercept(self)
         with torch.inference_mode(False), torch.enable_grad():
-            leaves = [t.detach().requires_grad_(True) for t in self.every_operand()]
+            leaves = [t.detach().requires_grad_(True) for t in self.as_called(self.every_operand())]
             carried = [interceptor.tag(leaf.clone(), Tag(interceptor.token)) for leaf in leaves]
             with interceptor:
                 outputs = self.expand(*carried)
@@ -45,14 +45,14 @@ class DecomposedSite(Site):
 
     def gradient(self, c: Any) -> tuple[Tensor | None, ...]:
         with torch.inference_mode(False), torch.enable_grad():
-            leaves = [t.detach().requires_grad_(True) for t in self.every_operand()]
+            leaves = [t.detach().requires_grad_(True) for t in self.as_called(self.every_operand())]
             outputs = self.expand(*leaves)
         return self.backward_through(outputs, c, leaves)
 
     def backward_through(self, outputs: Any, R: Any, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
         """Vector-Jacobian product, one tensor per activation."""
         pairs = [
-            (out, r)
+            (out, from_reals(r) if out.is_complex() else r)
             for out, r in zip(_as_tuple(outputs), _as_tuple(R), strict=True)
             if r is not None and out.requires_grad
         ]
@@ -63,6 +63,7 @@ class DecomposedSite(Site):
         values = torch.autograd.grad(outs, leaves, seeds, allow_unused=True)
         for k, value in zip(self.active_operands(), values, strict=True):
             if k is not None and value is not None:
+                value = as_reals(value)
                 found[k] = value if found[k] is None else found[k] + value
         return tuple(found)
 

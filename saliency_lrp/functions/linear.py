@@ -15,8 +15,8 @@ from ..errors import InputError
 from ..rules import Part, Rule
 from ..rules.arithmetic import sum_of_parts, working
 from .call import Call, Tag, tag_of
-from .registry import handles
-from .site import Site
+from .registry import KINDS, kind
+from .site import Site, any_complex, as_reals
 
 
 class LinearSite(Site):
@@ -56,7 +56,7 @@ class LinearSite(Site):
     def inputs(self) -> tuple[Tensor, ...]:
         if self.maker is not None:
             return (working(self.maker.output),)
-        return tuple(working(t) for t in self.saved if t is not None)
+        return tuple(working(as_reals(t)) for t in self.saved if t is not None)
 
     def finds_input(self, tags: list[Any]) -> bool:
         made = tags[0].site if tags[0] is not None else None
@@ -253,6 +253,7 @@ class Dense(LinearSite):
     family = "dense"
     takes_several = True
     rectifiable = False  # its output is small beside its weight, and relative stabilisers look at all of it
+    own_axes = (-1,)
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return F.linear(a, w)
@@ -270,6 +271,8 @@ class Dense(LinearSite):
 
 class DenseToScalar(Dense):
     """``a @ w`` with a weight vector: one output, without an axis of its own."""
+
+    own_axes = ()
 
     def transpose(self, c: Tensor, w: Tensor) -> Tensor:
         return c[..., None] * w
@@ -316,6 +319,10 @@ class Convolution(LinearSite):
                 self.extra = tuple(v for span in reversed(spans) for v in (0, span % 2))
         self.padding = each(padding, n)
         self.thin = not self.transposed and groups == 1 and weight.shape[1] <= 4
+
+    @property
+    def own_axes(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(range(self.channel_axis, 0))  # channels and positions
 
     def convolve(self, a: Tensor, w: Tensor) -> Tensor:
         """The convolution of a batch."""
@@ -406,9 +413,12 @@ class GenericLinear(LinearSite):
     family = "dense"
     foldable = False
 
-    def __init__(self, call: Call, weight: Tensor, run: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, call: Call, weight: Tensor, run: Callable[[Tensor, Tensor], Tensor], own_axes: tuple[int, ...] = ()
+    ) -> None:
         super().__init__(call, weight, None)
         self.run = run
+        self.own_axes = own_axes
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return self.run(a, w)
@@ -416,7 +426,7 @@ class GenericLinear(LinearSite):
     def transpose(self, c: Tensor, w: Tensor) -> Tensor:
         with torch.enable_grad():
             a = self.input.detach().requires_grad_(True)
-            z = self.run(a, w)
+            z = self.forward(a, w)
         return torch.autograd.grad(z, a, c)[0]
 
 
@@ -430,6 +440,10 @@ class Diagonal(LinearSite):
         super().__init__(call, affine.scale, affine.merged_bias(None))
         self.channel_axis = channel_axis
         self.own = affine
+
+    @property
+    def own_axes(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(range(self.channel_axis, 0))
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return a * along(w, self.channel_axis)
@@ -508,18 +522,20 @@ def dynamic_weight(call: Call, activation: Tensor) -> None:
 def weighted(call: Call, build: Callable[[Tensor, Tensor | None], LinearSite]) -> Any:
     """A call (input, weight, bias, ...): ``build`` makes its site where the input is the activation."""
     x, w, b = call.arg(0, "input"), call.arg(1, "weight"), call.arg(2, "bias")
+    if any_complex(x, w):
+        return KINDS["complex layer"](call)
     if not call.is_activation(x):
         return weight_only(call)
     dynamic_weight(call, x)
     return linear_node(call, build(w, b), x)
 
 
-@handles("linear")
+@kind("linear")
 def linear(call: Call) -> Any:
     return weighted(call, lambda w, b: (DenseToScalar if w.dim() == 1 else Dense)(call, w, b))
 
 
-@handles("conv1d", "conv2d", "conv3d")
+@kind("convolution")
 def convolution(call: Call) -> Any:
     return weighted(
         call,
@@ -534,7 +550,7 @@ def convolution(call: Call) -> Any:
     )
 
 
-@handles("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@kind("transposed convolution")
 def transposed_convolution(call: Call) -> Any:
     return weighted(
         call,
@@ -550,11 +566,11 @@ def transposed_convolution(call: Call) -> Any:
     )
 
 
-@handles("convolution", "_convolution")
+@kind("general convolution")
 def general_convolution(call: Call) -> Any:
     x, w, b, stride, padding, dilation, transposed, output_padding, groups = call.args[:9]
-    kind = TransposedConvolution if transposed else Convolution
-    return linear_node(call, kind(call, w, b, stride, padding, dilation, groups, output_padding), x)
+    made = TransposedConvolution if transposed else Convolution
+    return linear_node(call, made(call, w, b, stride, padding, dilation, groups, output_padding), x)
 
 
 def weight_only(call: Call) -> Any:
@@ -571,7 +587,7 @@ def weight_only(call: Call) -> Any:
     return linear_node(call, GenericLinear(call, torch.ones((), dtype=w.dtype, device=w.device), run), w)
 
 
-@handles("deform_conv2d")
+@kind("deformable convolution")
 def deformable_convolution(call: Call) -> Any:
     """Linear in its input: where it is sampled (offsets) and how much that counts (mask) are gates."""
     x, w = call.args[0], call.args[1]
@@ -585,13 +601,13 @@ def deformable_convolution(call: Call) -> Any:
     def run(a: Tensor, v: Tensor) -> Tensor:
         return func(a, v, *(o.to(a.dtype) if isinstance(o, Tensor) else o for o in others[2:]))
 
-    site = GenericLinear(call, w, run)
+    site = GenericLinear(call, w, run, own_axes=(-3, -2, -1))
     site.family, site.channel_axis = "convolution", -3
     site.own_bias = bias.detach()
     return linear_node(call, site, x)
 
 
-@handles("bilinear")
+@kind("bilinear")
 def bilinear(call: Call) -> Any:
     left, right, w, b = (call.arg(k, n) for k, n in enumerate(("input1", "input2", "weight", "bias")))
     if call.is_activation(left) and call.is_activation(right):
@@ -600,15 +616,15 @@ def bilinear(call: Call) -> Any:
         return bilinear_product(call)
     if call.is_activation(left):
         right = right.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v))
+        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
     else:
         left = left.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v))
+        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
     site.own_bias = None if b is None else b.detach()
     return linear_node(call, site, call.activations[0])
 
 
-@handles("batch_norm")
+@kind("batch norm")
 def batch_norm(call: Call) -> Any:
     x = call.arg(0, "input")
     mean, var = call.arg(1, "running_mean"), call.arg(2, "running_var")

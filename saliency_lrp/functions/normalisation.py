@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..rules.arithmetic import working
 from .call import Call
-from .registry import handles
+from .registry import kind
 from .site import Site, runs_again_alike
 
 
@@ -88,7 +88,7 @@ def per_channel(v: Tensor | None, x: Tensor) -> Tensor | None:
     return None if v is None else v.reshape(-1, *(1,) * (x.dim() - 2))
 
 
-@handles("native_layer_norm")
+@kind("native layer norm")
 def native_layer_norm(call: Call) -> Any:
     """Like ``layer_norm``; it also returns the statistics, which are constants."""
     with torch.no_grad():
@@ -96,7 +96,7 @@ def native_layer_norm(call: Call) -> Any:
     return layer_norm(call.first_result()), *statistics
 
 
-@handles("layer_norm")
+@kind("layer norm")
 def layer_norm(call: Call) -> Any:
     x, size = call.arg(0, "input"), call.arg(1, "normalized_shape")
     axes = tuple(range(-len(size), 0))
@@ -111,7 +111,7 @@ def layer_norm(call: Call) -> Any:
     return call.node(site, [x])
 
 
-@handles("rms_norm")
+@kind("rms norm")
 def rms_norm(call: Call) -> Any:
     x, size = call.arg(0, "input"), call.arg(1, "normalized_shape")
     axes = tuple(range(-len(size), 0))
@@ -120,7 +120,7 @@ def rms_norm(call: Call) -> Any:
     return call.node(NormalisationSite(call, tuple(x.shape), axes, eps, call.arg(2, "weight"), centred=False), [x])
 
 
-@handles("group_norm")
+@kind("group norm")
 def group_norm(call: Call) -> Any:
     x, groups = call.arg(0, "input"), call.arg(1, "num_groups")
     site = NormalisationSite(
@@ -129,7 +129,7 @@ def group_norm(call: Call) -> Any:
     return call.node(site, [x])
 
 
-@handles("instance_norm")
+@kind("instance norm")
 def instance_norm(call: Call) -> Any:
     x = call.arg(0, "input")
     use_input_stats = call.arg(5, "use_input_stats", True)

@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import Any
 
 from .call import Call
-from .registry import handles
+from .registry import kind
 
 #: What such functions ask before they hand the call over to an interceptor.
 GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
@@ -34,9 +34,7 @@ def _never(*_: Any) -> bool:
     return False
 
 
-@handles(
-    *"multi_head_attention_forward normalize local_response_norm lp_pool1d lp_pool2d lp_pool3d gumbel_softmax".split(),
-)
+@kind("opened")
 def open_up(call: Call) -> Any:
     body = opened(call.func)
     if body is None:

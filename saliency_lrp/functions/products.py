@@ -12,8 +12,8 @@ from ..rules.arithmetic import divide, working
 from .attention import matrix_shares
 from .call import GATE, PLAIN, Call, stored, tag_of
 from .linear import Dense, GenericLinear, linear_node
-from .registry import handles, kind
-from .site import Site, fill, iter_tensors
+from .registry import KINDS, kind
+from .site import Site, any_complex, fill, iter_tensors
 
 
 class ScaleSite(Site):
@@ -45,6 +45,9 @@ class ProductSite(Site):
 
     kind = "product"
 
+    #: whether the second factor divides the first
+    divides = False
+
     def __init__(self, call: Call, gates: frozenset[int]) -> None:
         super().__init__(call)
         self.gates = gates
@@ -52,7 +55,7 @@ class ProductSite(Site):
             self.kind = "gate"  # type: ignore[misc]
 
     def multiplies(self, shares: Sequence[float]) -> bool:
-        return self.op not in QUOTIENTS or not shares[1]
+        return not self.divides or not shares[1]
 
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         """Each factor's share of the relevance."""
@@ -70,6 +73,7 @@ class MatmulSite(Site):
     def __init__(self, call: Call, gates: frozenset[int] = frozenset()) -> None:
         super().__init__(call)
         self.gates = gates
+        self.is_matrix_product = call.says("matrix_product")
 
     def multiplies(self, shares: Sequence[float]) -> bool:
         return True
@@ -77,7 +81,7 @@ class MatmulSite(Site):
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         """Each factor's share, divided among the summands of each output in proportion."""
         c = divide(R, self.output, epsilon)
-        if self.op in ("matmul", "bmm", "mm") and all(a.dim() > 1 for a in self.inputs):
+        if self.is_matrix_product and all(a.dim() > 1 for a in self.inputs) and not any(self.complex):
             return matrix_shares(*map(working, self.inputs), c, shares)
         return tuple(
             working(a) * g * share if share and g is not None else None
@@ -93,9 +97,11 @@ def gates_of(x: Tensor, y: Tensor) -> frozenset[int]:
     return frozenset()
 
 
-@kind("product", "mul", "multiply", "__rmul__")
+@kind("product")
 def product(call: Call) -> Any:
     x, y = call.arg(0, "input"), call.arg(1, "other")
+    if any_complex(x, y):
+        return KINDS["complex product"](call)
     if call.is_activation(x) and call.is_activation(y):
         gates = gates_of(x, y)
         tags = [t for a in (x, y) if (t := tag_of(a)) is not None]
@@ -123,18 +129,18 @@ def scale(call: Call, active: Tensor, factor: Any, divides: bool = False) -> Any
     )
 
 
-QUOTIENTS = ("div", "divide", "true_divide", "__rdiv__", "__rtruediv__")
-
-
-@kind("quotient", *QUOTIENTS)
+@kind("quotient")
 def quotient(call: Call) -> Any:
     x, y = call.arg(0, "input"), call.arg(1, "other")
+    if any_complex(x, y):
+        return KINDS["complex quotient"](call)
     if call.name in ("__rdiv__", "__rtruediv__"):
         x, y = y, x
     if call.is_activation(x) and call.is_activation(y):
         # the divisor is a statistic of the input: a constant for relevance
         tag = tag_of(x)
         site = ProductSite(call, frozenset({1}))
+        site.divides = True
         return call.node(site, [x, y], gate=tag.gate if tag is not None else PLAIN)
     if call.is_activation(x):
         return scale(call, x, y, divides=True)
@@ -143,17 +149,27 @@ def quotient(call: Call) -> Any:
     return call.node(ActivationSite(call), [y], gate=GATE)
 
 
-@handles("matmul", "mm", "bmm", "mv", "dot", "inner", "vdot", "__rmatmul__", "linalg_matmul", "linalg_vecdot")
-@handles("tensordot", "outer", "ger", "kron", "cross", "linalg_cross")
+@kind("matrix product")
 def matrix_product(call: Call) -> Any:
     x, y = [*iter_tensors(call.args, call.kwargs)][:2]
+    if any_complex(x, y):
+        return KINDS["complex matrix product"](call)
     if call.is_activation(x) and call.is_activation(y):
         return call.node(MatmulSite(call, gates_of(x, y)), [x, y])
-    if call.name in ("matmul", "mm", "linalg_matmul") and call.is_activation(call.arg(0, "input")):
+    if call.says("matrix_product") and call.is_activation(call.arg(0, "input")):
         if y.dim() == 2 and x.dim() > 1:
             return linear_node(call, Dense(call, y.mT, None), x)
     active, constant = (x, y) if call.is_activation(x) else (y, x)
-    return linear_node(call, GenericLinear(call, constant, bilinear_map(call, active, constant)), active)
+    run = bilinear_map(call, active, constant)
+    return linear_node(call, GenericLinear(call, constant, run, constants_axis(call, active, constant)), active)
+
+
+def constants_axis(call: Call, active: Tensor, constant: Tensor) -> tuple[int, ...]:
+    """The axis of a matrix product that the constant brings: it holds the features of one position."""
+    if call.name not in ("matmul", "mm", "bmm", "mv", "linalg_matmul", "__rmatmul__") or constant.dim() < 2:
+        return ()
+    on_the_left = (call.args[0] is constant) != (call.name == "__rmatmul__")
+    return (-2,) if on_the_left and active.dim() > 1 else (-1,)
 
 
 def bilinear_map(call: Call, active: Tensor, constant: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -168,7 +184,7 @@ def bilinear_map(call: Call, active: Tensor, constant: Tensor) -> Callable[[Tens
     return run
 
 
-@handles("einsum")
+@kind("einsum")
 def einsum(call: Call) -> Any:
     equation, operands = call.args[0], call.args[1:]
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
@@ -178,6 +194,8 @@ def einsum(call: Call) -> Any:
         factors = [operands[k] for k in active]
         gates = gates_of(*factors) if len(factors) == 2 else frozenset()
         return call.node(MatmulSite(call, gates), factors)
+    if any_complex(*operands):
+        return complex_einsum(call, equation, operands)
     (k,) = active
     others = [o.detach() if isinstance(o, Tensor) else o for o in operands]
     if len(operands) == 1:
@@ -191,29 +209,68 @@ def einsum(call: Call) -> Any:
         filled = [a if j == k else w if j == first else o.to(a.dtype) for j, o in enumerate(others)]
         return torch.einsum(equation, *filled)
 
-    return linear_node(call, GenericLinear(call, operands[first], run), operands[k])
+    site = GenericLinear(call, operands[first], run, axes_of_others(equation, k))
+    return linear_node(call, site, operands[k])
+
+
+def axes_of_others(equation: Any, k: int) -> tuple[int, ...]:
+    """The axes of an einsum's result, from the end, that its k-th operand does not have: features of one position."""
+    if not isinstance(equation, str) or "->" not in equation:
+        return ()
+    terms, result = equation.replace(" ", "").split("->")
+    letters = result.rpartition("...")[2]
+    own = terms.split(",")[k]
+    return tuple(j - len(letters) for j, letter in enumerate(letters) if letter not in own)
+
+
+def complex_einsum(call: Call, equation: str, operands: tuple[Tensor, ...]) -> Any:
+    """An einsum of one activation: with one constant it is a layer, else in proportion."""
+    if len(operands) == 2:
+        return KINDS["complex matrix product"](call)
+    from .sums import CompleteSum
+
+    return call.node(CompleteSum(call), [call.activations[0]])
 
 
 #: What the operands of a shifted product are called.
 SHIFTED = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec"), "addr": ("vec1", "vec2")}
 
 
-@handles("baddbmm", "addbmm", "addmm", "addmv", "addr")
+@kind("added matrix product")
 def added_matrix_product(call: Call) -> Any:
+    """``beta · shift + alpha · x @ y``: a layer where one factor is a constant and the shift runs along its outputs."""
+    from .steps import in_steps
+
     names = SHIFTED.get(call.name, ("batch1", "batch2"))
     shift, x, y = call.arg(0, "input"), call.arg(1, names[0]), call.arg(2, names[1])
     beta, alpha = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1)
-    if call.is_activation(shift) and beta:
-        from .steps import in_steps
-
+    if (call.is_activation(shift) and beta) or any_complex(shift, x, y):
         return in_steps(call)
     if call.is_activation(x) and call.is_activation(y):
         return call.node(MatmulSite(call, gates_of(x, y)), [x, y])
-    if call.name == "addmm" and call.is_activation(x) and alpha == 1 and beta == 1 and shift.dim() == 1:
-        return linear_node(call, Dense(call, y.mT, shift), x)
-    from .sums import SumSite
+    bias = per_output(shift, beta, y.shape[-1]) if call.name in ("addmm", "baddbmm") else None
+    if call.inplace or not call.is_activation(x) or bias is NO_BIAS or call.name not in ("addmm", "baddbmm"):
+        return in_steps(call)
+    weight = y if alpha == 1 else y * alpha
+    if call.name == "addmm":
+        return linear_node(call, Dense(call, weight.mT, bias), x)
+    site = GenericLinear(call, weight, torch.bmm)
+    site.own_bias = None if bias is None else bias.detach()
+    return linear_node(call, site, x)
 
-    return call.node(SumSite(call), [x if call.is_activation(x) else y])
+
+#: Stands for a shift that is not one value per output.
+NO_BIAS = torch.empty(0)
+
+
+def per_output(shift: Tensor, beta: float, outputs: int) -> Tensor | None:
+    """The shift of a product as a bias: one value per output; None where it is 0, ``NO_BIAS`` where it is no bias."""
+    if beta == 0:
+        return None
+    if shift.numel() != shift.shape[-1:].numel() or shift.numel() not in (1, outputs):
+        return NO_BIAS
+    bias = shift.reshape(-1).expand(outputs)
+    return bias if beta == 1 else bias * beta
 
 
 def bilinear_product(call: Call) -> Any:

@@ -29,7 +29,7 @@ from ..rules.arithmetic import working
 from .call import Call
 from .decomposed import DecomposedSite
 from .linear import Dense, linear_node
-from .registry import handles
+from .registry import handles, kind
 from .site import Slot, fill
 from .sums import AddSite
 
@@ -304,11 +304,11 @@ class CellSite(RecurrentSite):
         return STEPS[self.op.removesuffix("_cell")](self.weights)(signal, tuple(states))
 
 
-@handles(*STEPS)
+@kind("recurrent layers")
 def recurrent_layers(call: Call) -> Any:
     return call.node(LayersSite(call), nonnegative=call.name == "rnn_relu")
 
 
-@handles(*(f"{name}_cell" for name in STEPS))
+@kind("recurrent cell")
 def recurrent_cell(call: Call) -> Any:
     return call.node(CellSite(call), nonnegative=call.name == "rnn_relu_cell")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..errors import unknown_name
+from . import facts
 from .call import Call
+from .facts import Facts
 
 Handler = Callable[[Call], Any]
 
@@ -32,14 +35,30 @@ def handles(*names: str | Callable[..., Any]) -> Callable[[Handler], Handler]:
     return add
 
 
-def kind(name: str, *functions: str | Callable[..., Any]) -> Callable[[Handler], Handler]:
-    """Decorator: like :func:`handles`, and the handler can be had by the kind's name in :func:`register`."""
+def kind(*names: str) -> Callable[[Handler], Handler]:
+    """Decorator: the handler serves all functions that the table of facts says are of these kinds."""
 
     def add(handler: Handler) -> Handler:
-        KINDS[name] = handler
-        return handles(*functions)(handler)
+        for name in names:
+            KINDS[name] = handler
+            handles(*facts.names(name))(handler)
+        return handler
 
     return add
+
+
+def by_call(call: Call) -> Any:
+    """A function whose kind depends on its arguments."""
+    return KINDS[call.facts.kind_of(call)](call)
+
+
+handles(*(name for name, row in facts.TABLE.items() if callable(row.kind)))(by_call)
+
+
+def as_registered(how: str, call: Call) -> Any:
+    """A function of which a user has said what kind it is: that is what is known of it."""
+    call.facts = Facts(how, homogeneous=True)
+    return KINDS[how](call)
 
 
 def register(function: str | Callable[..., Any], how: str | Handler) -> None:
@@ -61,5 +80,6 @@ def register(function: str | Callable[..., Any], how: str | Handler) -> None:
     if isinstance(how, str):
         if how not in KINDS:
             raise unknown_name("kind of function", how, KINDS)
-        how = KINDS[how]
+        # what is constant is looked for by its handler
+        how = KINDS[how] if how == "constant" else partial(as_registered, how)
     handles(function)(how)

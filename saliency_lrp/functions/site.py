@@ -55,6 +55,21 @@ def fill(value: Any, tensors: list[Tensor]) -> Any:
     return value
 
 
+def as_reals(t: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals, in a last axis of two; others as they are."""
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
+
+def any_complex(*values: Any) -> bool:
+    """Whether one of these is a complex tensor or number."""
+    return any(v.is_complex() if isinstance(v, Tensor) else isinstance(v, complex) for v in values)
+
+
+def from_reals(t: Tensor) -> Tensor:
+    """Pairs of reals, in a last axis of two, as a complex tensor."""
+    return torch.view_as_complex(t.contiguous())
+
+
 class Site:
     """One call of a torch function that relevance passes through.
 
@@ -73,13 +88,17 @@ class Site:
     index : int
         Execution order among all sites of the trace.
     inputs : tuple of Tensor
-        The activations that went in, detached, in the order of the relevance returned.
+        The activations that went in, detached, in the order of the relevance returned; complex ones as pairs of reals
+        in a last axis of two, as everywhere at a site.
     output : Tensor
         The activation that came out, detached.
     arity : int
         How many inputs receive relevance.
     rank : int
         Execution order among the linear sites (a layer and its folded batch norm count once); -1 on other kinds.
+    depth : int
+        How many linear sites lie between the model's input and this one, on the longest way of relevance: 0 where a
+        linear site reads the input itself, through whatever moves, scales or shifts it; -1 on other kinds.
     parents : tuple of int or None
         For each input, the index of the site that made it (None: the model's input, or a routing op lies between).
     """
@@ -108,6 +127,9 @@ class Site:
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
     takes_several: bool = False
 
+    #: Axes (from the end) over which a relative stabiliser measures outputs: never one that could be the batch.
+    own_axes: tuple[int, ...] = ()
+
     def __init__(self, call: Call) -> None:
         self.op = call.name
         self.path = call.path
@@ -115,7 +137,8 @@ class Site:
         self.index = -1
         self.parents: tuple[int | None, ...] = ()
         self.arity = 1
-        self.rank = -1
+        self.rank = self.depth = -1
+        self.depth_after = 0
         self.superseded = False
         self.binding = call.binding
         self.is_output = False
@@ -125,6 +148,8 @@ class Site:
         self.func: Callable[..., Any] = call.func
         #: whether the call writes into its first argument
         self.inplace = call.inplace
+        #: which inputs are complex
+        self.complex: tuple[bool, ...] = ()
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.saved: list[Tensor | None] = []
@@ -135,7 +160,7 @@ class Site:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The activations that went in."""
-        return tuple(t for t in self.saved if t is not None)
+        return tuple(as_reals(t) for t in self.saved if t is not None)
 
     @property
     def input(self) -> Tensor:
@@ -150,7 +175,7 @@ class Site:
         if self.result is None:
             with torch.no_grad():
                 self.result = self.computed_output()
-        return self.result
+        return as_reals(self.result)
 
     def computed_output(self) -> Tensor:
         """The activation that came out, from those that went in."""
@@ -175,6 +200,14 @@ class Site:
         if self.binding.account is not None:
             self.binding.account.absorb(self, amounts)
 
+    def place_at(self, depth: int) -> int:
+        """Note how deep in the model the site stands; returns how deep its output is."""
+        if self.kind == "linear":
+            self.depth = depth if self.parent is None else self.parent.depth
+        # what follows a recurrent layer is not the first layer, nor is the layer itself
+        self.depth_after = depth + (self.kind in ("linear", "recurrent"))
+        return self.depth_after
+
     def finds_input(self, tags: list[Any]) -> bool:
         """Whether the input, whose tag is given, need not be kept because its maker can compute it again."""
         return False
@@ -196,12 +229,24 @@ class Site:
             return (None,) * len(leaves)  # torch has no derivative of it
         return torch.autograd.grad(out, leaves, c.to(out.dtype), allow_unused=True)
 
-    def call(self, tensors: list[Tensor]) -> Any:
-        """The original function on other activations; it writes into none of them."""
-        args = fill(self.args, tensors)
+    def call(self, tensors: Sequence[Tensor]) -> Any:
+        """The original function on other activations."""
+        out = self.original(*self.as_called(tensors))
+        return as_reals(out) if isinstance(out, Tensor) else out
+
+    def as_called(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What rules see as pairs of reals, complex again."""
+        if not any(self.complex):
+            return list(tensors)
+        return [from_reals(t) if z else t for t, z in zip(tensors, self.complex, strict=True)]
+
+    def original(self, *tensors: Tensor) -> Any:
+        """The original function on other activations, complex where they were; it writes into none of them."""
+        values = list(tensors)
+        args = fill(self.args, values)
         if self.inplace and args and isinstance(args[0], Tensor):
             args = (args[0].clone(), *args[1:])
-        return self.func(*args, **{k: fill(v, tensors) for k, v in self.kwargs.items()})
+        return self.func(*args, **{k: fill(v, values) for k, v in self.kwargs.items()})
 
     def kept(self) -> Iterator[tuple[int | str, Tensor]]:
         """Constants that the site keeps an alias of: where, and the alias."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from .activations import ActivationSite
 from .call import GATE, Call
-from .registry import handles
+from .registry import kind
 from .site import Site
 
 
@@ -20,7 +20,7 @@ class SoftmaxSite(Site):
         self.dim = dim
 
 
-@handles("softmax", "_softmax", "softmin")
+@kind("softmax")
 def softmax(call: Call) -> Any:
     x = call.activations[0]
     dim = call.arg(1, "dim")
@@ -29,6 +29,6 @@ def softmax(call: Call) -> Any:
     return call.node(SoftmaxSite(call, dim), gate=GATE, nonnegative=True)
 
 
-@handles("log_softmax")
+@kind("log softmax")
 def log_softmax(call: Call) -> Any:
     return call.node(ActivationSite(call))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from .call import Call
 from .decomposed import DecomposedSite
-from .registry import handles
+from .registry import kind
 from .site import Site, fill
+from .unknown import unknown
 
 
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
@@ -70,40 +72,51 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> T
     return torch.linalg.vector_norm(x1[..., :, None, :] - x2[..., None, :, :], p, dim=-1)
 
 
-def variance(
+def polar(abs: Tensor, angle: Tensor) -> Tensor:
+    return torch.complex(abs * angle.cos(), abs * angle.sin())
+
+
+def var_mean(
     input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """A mean of squares: squares pass relevance, the rest shares in proportion."""
     if isinstance(dim, bool):  # var(x, unbiased)
         dim, unbiased = None, dim
-    axes = tuple(range(input.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    n = 1
-    for axis in axes:
-        n *= input.shape[axis]
+    chosen = range(input.dim()) if dim is None else (dim,) if isinstance(dim, int) else dim
+    axes = tuple(chosen) or tuple(range(input.dim()))
+    n = math.prod(input.shape[axis] for axis in axes)
     lost = correction if correction is not None else (0 if unbiased is False else 1)
-    centred = input - input.mean(axes, keepdim=True)
-    return (centred.square().sum(axes, keepdim=keepdim)) / (n - lost)
+    mean = input.mean(axes, keepdim=True)
+    var = (input - mean).square().sum(axes, keepdim=keepdim) / max(n - lost, 0)
+    return var, mean if keepdim else mean.reshape(var.shape)
+
+
+def variance(*args: Any, **kwargs: Any) -> Tensor:
+    return var_mean(*args, **kwargs)[0]
 
 
 def standard_deviation(*args: Any, **kwargs: Any) -> Tensor:
     return variance(*args, **kwargs).sqrt()
 
 
-def var_mean(input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, **correction: Any) -> Any:
-    mean = input.mean() if dim is None else input.mean(dim, keepdim=keepdim)
-    return variance(input, dim, unbiased, keepdim, **correction), mean
-
-
-def std_mean(*args: Any, **kwargs: Any) -> Any:
+def std_mean(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     var, mean = var_mean(*args, **kwargs)
     return var.sqrt(), mean
+
+
+def trapezoid(y: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
+    """Between two places of the axis, the mean of both values times how far they are apart."""
+    heights = y.narrow(dim, 1, y.shape[dim] - 1) + y.narrow(dim, 0, y.shape[dim] - 1)
+    along = (slice(None), *(None,) * (-dim - 1 if dim < 0 else y.dim() - dim - 1)) if x.dim() == 1 else ...
+    return 0.5 * (heights * torch.diff(x[along] if x.dim() == 1 else x, dim=0 if x.dim() == 1 else dim)).sum(dim)
 
 
 #: Name of a function -> the same in steps that the table knows.
 STEPS: dict[str, Callable[..., Any]] = {
     **{f.__name__: f for f in (addcmul, addcdiv, lerp, addmm, addmv, addr, baddbmm, addbmm)},
-    **{f.__name__: f for f in (cosine_similarity, pairwise_distance, cdist, var_mean, std_mean)},
+    **{f.__name__: f for f in (cosine_similarity, pairwise_distance, cdist, var_mean, std_mean, polar, trapezoid)},
     "linalg_multi_dot": multi_dot,
+    "trapz": trapezoid,
     "var": variance,
     "std": standard_deviation,
 }
@@ -121,19 +134,14 @@ class StepsSite(DecomposedSite):
         )
 
 
-@handles(
-    "addcdiv",
-    "cosine_similarity",
-    "pairwise_distance",
-    "cdist",
-    "linalg_multi_dot",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
-)
+@kind("steps")
 def in_steps(call: Call) -> Any:
     return call.node(StepsSite(call))
+
+
+def in_some_steps(call: Call) -> Any:
+    """A call that is no sum of its activations: in steps where there are some, else reported."""
+    return in_steps(call) if call.name in STEPS else unknown(call)
 
 
 class ProductOfAll(Site):
@@ -148,12 +156,78 @@ class ProductOfAll(Site):
 
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         x = self.input
-        if self.dim is None:
-            return (R.expand(x.shape) / x.numel(),)
+        if self.dim is None or not x.dim():
+            return (R.reshape((1,) * x.dim()).expand(x.shape) / x.numel(),)
         R = R if self.keepdim else R.unsqueeze(self.dim)
         return (R.expand(x.shape) / x.shape[self.dim],)
 
 
-@handles("prod")
-def product_of_all(call: Call) -> Any:
-    return call.node(ProductOfAll(call))
+class RunningProduct(Site):
+    """``cumprod``: each product is shared alike by the factors so far."""
+
+    kind = "product"
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.dim = call.arg(1, "dim")
+
+    def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
+        each = R / torch.ones_like(R).cumsum(self.dim)
+        return (each.flip(self.dim).cumsum(self.dim).flip(self.dim),)
+
+
+class ProductOfMany(Site):
+    """Values multiplied into places of a tensor: every factor of a place that is no constant gets an equal share."""
+
+    kind = "product"
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.dim, self.index = call.arg(1, "dim"), call.arg(2, "index")
+        target = call.arg(0, "input")
+        values = call.arg(3, "source" if call.name == "index_reduce" else "src")
+        self.shape = target.shape
+        self.whole_slices = call.name == "index_reduce"
+        counted = values.shape if self.whole_slices else self.index.shape
+        multiplied = self.added(torch.ones(counted, device=target.device))
+        includes_self = call.name == "scatter" or call.arg(5, "include_self", True)
+        #: where the value that was there is a factor
+        self.kept = torch.ones_like(multiplied) if includes_self else (multiplied == 0).to(multiplied.dtype)
+        #: for each activation: whether it is the target, whether it is the values that are multiplied in, its shape
+        self.roles = [(a is target, a is values, a.shape) for a in call.activations]
+        self.factors = torch.zeros_like(multiplied)
+        for is_target, is_values, _ in self.roles:
+            self.factors += self.kept * is_target + multiplied * is_values
+
+    def added(self, values: Tensor) -> Tensor:
+        """Values summed into the places that they belong to."""
+        zeros = values.new_zeros(self.shape)
+        return (zeros.index_add if self.whole_slices else zeros.scatter_add)(self.dim, self.index, values)
+
+    def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
+        share = R / self.factors.clamp(min=1)
+        return tuple(self.share_of(share, *role) for role in self.roles)
+
+    def share_of(self, share: Tensor, is_target: bool, is_values: bool, shape: tuple[int, ...]) -> Tensor:
+        """What one activation gets, in all its roles."""
+        R = share * self.kept if is_target else share.new_zeros(shape)
+        if is_values and self.whole_slices:
+            R = R + share.index_select(self.dim, self.index)
+        elif is_values:
+            R[tuple(slice(0, n) for n in self.index.shape)] += share.gather(self.dim, self.index)
+        return R
+
+
+#: Kind of function -> its site, where every factor of a product gets an equal share.
+PRODUCTS: dict[str, Callable[[Call], Site]] = {
+    "product of all": ProductOfAll,
+    "running product": RunningProduct,
+    "product of many": ProductOfMany,
+}
+
+
+@kind(*PRODUCTS)
+def product_of_several(call: Call) -> Any:
+    if call.activations[0].is_complex():
+        return unknown(call)
+    return call.node(PRODUCTS[call.facts.kind_of(call)](call), nonnegative=call.nonnegative())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..rules.arithmetic import working
 from .call import GATE, PLAIN, Call, tag_of
-from .registry import handles, kind
+from .registry import kind
 from .site import Site
 
 
@@ -84,23 +84,20 @@ class ShiftSite(SumSite):
 class CompleteSum(SumSite):
     """Mean, pooling, interpolation: the transposed Jacobian comes from autograd, in a working dtype."""
 
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.is_average = call.says("average")
+
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(None if g is None else working(g) for g in self.gradient(c))
 
     def spread(self, amount: Tensor) -> tuple[Tensor, ...] | None:
-        if self.op not in AVERAGES:
+        if not self.is_average:
             return None
         with torch.no_grad():
             fan_in = working(self.call([torch.ones_like(a) for a in self.inputs]))
         share = torch.where(fan_in == 0, torch.zeros_like(amount), amount / fan_in)
         return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(self.inputs, self.vjp(share), strict=True))
-
-
-#: Sums whose weights are the same, or add up to one, for every output.
-AVERAGES = frozenset(
-    "sum mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cumsum "
-    "interpolate upsample upsample_nearest upsample_bilinear".split()
-)
 
 
 #: Functions that add two operands: what each counts.
@@ -113,7 +110,7 @@ SIGNS = {
 }
 
 
-@kind("addition", "add", "__radd__", "sub", "subtract", "rsub", "__rsub__")
+@kind("addition")
 def addition(call: Call) -> Any:
     x, y, alpha = call.arg(0, "input"), call.arg(1, "other"), call.kwargs.get("alpha", 1)
     left, right = SIGNS.get(call.name, (1.0, 1.0))
@@ -135,34 +132,16 @@ def addition(call: Call) -> Any:
     return call.node(SumSite(call), gate=gate)
 
 
-#: Arguments of which not all may depend on the input if the function is to be linear.
-FACTORS = {"lerp": [(2, "weight")], "addcmul": [(1, "tensor1"), (2, "tensor2")]}
-
-
-@kind(
-    "sum",
-    *"sum mean nansum nanmean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d".split(),
-    *"adaptive_avg_pool3d interpolate upsample upsample_nearest upsample_bilinear cumsum trace fold col2im".split(),
-    *"lerp index_add scatter_add scatter_reduce diff trapezoid norm vector_norm linalg_vector_norm linalg_norm".split(),
-    *"frobenius_norm addcmul".split(),
-    # real-linear maps through the complex plane: relevance there is the real part of c·z
-    *"fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft fft_irfft fft_rfft2 fft_irfft2".split(),
-    *"fft_rfftn fft_irfftn fft_fftshift fft_ifftshift complex".split(),
-)
+@kind("sum")
 def sum_like(call: Call) -> Any:
-    factors = FACTORS.get(call.name)
-    if factors and all(call.is_activation(call.arg(*factor)) for factor in factors):
-        from .steps import in_steps
+    if not call.says("homogeneous"):
+        from .steps import in_some_steps
 
-        return in_steps(call)
-    gate = min(_gate(a) for a in call.activations)
-    if call.name in ("norm", "vector_norm", "linalg_vector_norm", "linalg_norm", "frobenius_norm"):
-        gate = GATE  # a statistic: what it multiplies is the signal
-    nonnegative = all(_nonnegative(a) for a in call.activations)
-    return call.node(CompleteSum(call), gate=gate, nonnegative=nonnegative)
+        return in_some_steps(call)
+    return call.node(CompleteSum(call), gate=call.gate(), nonnegative=call.nonnegative())
 
 
-@handles("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+@kind("sampling")
 def grid_sampler(call: Call) -> Any:
     """Sampling is a weighted sum of the image; where it is sampled is a constant, as the place of a maximum is."""
     image = call.arg(0, "input")

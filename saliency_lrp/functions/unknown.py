@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..rules.arithmetic import working
@@ -26,10 +27,18 @@ class UnknownSite(Site):
         return super().propagate(R)
 
 
-@kind("taylor")
+@kind("unknown", "taylor")
 def unknown(call: Call) -> Any:
     """A node with a first-order rule where the call has one floating-point result; else autograd as it is, reported."""
-    interceptor = call.interceptor
-    if call.inplace or not interceptor.makes_one_tensor(call):
-        return interceptor.unknown_natively(call)
-    return call.node(UnknownSite(call))
+    if call.inplace:
+        return call.node(UnknownSite(call)) if is_numeric(call.args[0]) else call.interceptor.unknown_natively(call)
+    with torch.no_grad():
+        out = call.func(*call.args, **call.kwargs)
+    if not is_numeric(out) or out.layout is not torch.strided:
+        return call.interceptor.unknown_natively(call)
+    return call.with_result(out).node(UnknownSite(call))
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether it is one tensor of floating-point or complex numbers."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..errors import InputError
 
+_NEARLY_ALL = 0.98
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -45,6 +47,15 @@ class Geometry:
         rows = _resampling(self.raw[0], values.shape[0], top, bottom)
         columns = _resampling(self.raw[1], values.shape[1], left, right)
         return rows @ values.astype(np.float64) @ columns.T
+
+    def visible_box(self) -> tuple[float, float, float, float] | None:
+        """Top, left, bottom and right of what the model saw within the raw image; None if that is nearly all of it."""
+        (height, width), (top, left, bottom, right) = self.raw, self.box
+        top, bottom = (min(max(edge, 0.0), float(height)) for edge in sorted((top, bottom)))
+        left, right = (min(max(edge, 0.0), float(width)) for edge in sorted((left, right)))
+        if (bottom - top) * (right - left) >= _NEARLY_ALL * height * width:
+            return None
+        return top, left, bottom, right
 
 
 def _resampling(raw: int, side: int, start: float, stop: float) -> np.ndarray:

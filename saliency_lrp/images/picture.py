@@ -194,3 +194,11 @@ def _scaled(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "iu" and top == 255.0:
         return array.astype(np.uint8)
     return (array / top).astype(np.float32)
+
+
+def normalise(values: np.ndarray) -> np.ndarray:
+    """Min-max to [0, 1] as float32; a constant map gives zeros."""
+    low, high = values.min(), values.max()
+    if high == low:
+        return np.zeros(values.shape, np.float32)
+    return ((values - low) / (high - low)).astype(np.float32)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import unknown_name
-from .arithmetic import denominators, divide, message, stabilizer_width, working
+from .arithmetic import denominators, divide, measured_over, message, stabilizer_width, working
 from .base import ANY_KIND, BiasMode, Rule
 
 
@@ -23,7 +23,7 @@ class Norm(Rule):
     epsilon : float
         Stabiliser.
     relative : bool
-        Measure ``epsilon`` in units of rms(z) of the sample.
+        Measure ``epsilon`` in units of rms(z) of one position's own outputs; see :class:`Epsilon`.
     bias : {"keep", "distribute"}
         ``"keep"``: a constant operand acts as a bias; it and ε absorb their share. ``"distribute"``: that share is
         spread evenly over the inputs, on sums of real tensors (other sites then take the next rule of the composite).
@@ -47,7 +47,7 @@ class Norm(Rule):
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         z, sign = denominators(site, self.relative)
-        c = divide(R, z, self.epsilon, self.relative, sign)
+        c = divide(R, z, self.epsilon, measured_over(site, self.relative), sign)
         spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
         # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
         grads = site.vjp(c.conj() if c.is_complex() else c)
@@ -62,7 +62,7 @@ class Norm(Rule):
     def taken(self, site: Any, c: Tensor) -> tuple[Tensor, ...] | None:
         """What stabiliser and constants take: each input's part of it, or None where it is absorbed (and noted)."""
         z = working(site.output)
-        by_epsilon = torch.where(z < 0, -c, c) * stabilizer_width(z, self.epsilon, self.relative)
+        by_epsilon = torch.where(z < 0, -c, c) * stabilizer_width(z, self.epsilon, measured_over(site, self.relative))
         if self.bias == "distribute":
             parts = site.spread(by_epsilon + c * site.constant_part())
             if parts is not None:

@@ -11,19 +11,24 @@ from torch import Tensor
 #: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
 GUARD = 1e-12
 
+#: Axes over which a relative stabiliser measures outputs; None where it is absolute, () for each output by itself.
+Axes = tuple[int, ...] | None
 
-def stabilizer_width(z: Tensor, epsilon: float, relative: bool) -> float | Tensor:
-    """ε itself, or ε · rms(z) of each sample (the first axis) where ``relative``."""
-    if not relative:
+
+def stabilizer_width(z: Tensor, epsilon: float, axes: Axes = None) -> float | Tensor:
+    """ε itself, or ε · rms(z) over some axes of the outputs."""
+    if axes is None:
         return epsilon
-    axes = tuple(range(1, z.dim())) if z.dim() > 1 else tuple(range(z.dim()))
-    size = math.prod(z.shape[axis] for axis in axes)
-    rms = torch.linalg.vector_norm(z, dim=axes, keepdim=True) / math.sqrt(max(size, 1))
+    if not axes:
+        rms = z.abs()
+    else:
+        size = math.prod(z.shape[axis] for axis in axes)
+        rms = torch.linalg.vector_norm(z, dim=axes, keepdim=True) / math.sqrt(max(size, 1))
     # where all z are 0 there is no scale: any width guards the division
     return epsilon * torch.where(rms > 0, rms, 1.0)
 
 
-def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
+def stabilize(z: Tensor, epsilon: float, axes: Axes = None) -> Tensor:
     """s(z) = z + ε·sgn(z), sgn(0) = +1; for complex z the sign is z / |z|.
 
     Parameters
@@ -31,11 +36,11 @@ def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
     z : Tensor
         Denominators.
     epsilon : float
-        Width of the stabiliser, absolute or in units of rms(z) of each sample.
-    relative : bool
-        Whether ``epsilon`` is relative (scale-free, Montavon et al. 2019 section 10.2).
+        Width of the stabiliser, absolute or in units of rms(z).
+    axes : tuple of int, optional
+        Makes ``epsilon`` relative (scale-free, Montavon et al. 2019 section 10.2): the axes that rms(z) runs over.
     """
-    width = stabilizer_width(z, epsilon, relative)
+    width = stabilizer_width(z, epsilon, axes)
     if z.is_complex():
         return z + width * torch.where(z == 0, torch.ones_like(z), torch.sgn(z))
     if not isinstance(width, Tensor):
@@ -43,14 +48,14 @@ def stabilize(z: Tensor, epsilon: float, relative: bool = False) -> Tensor:
     return torch.copysign(width, z).add_(z)
 
 
-def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False, sign: int = 0, spent: bool = False) -> Tensor:
+def divide(R: Tensor, z: Tensor, epsilon: float, axes: Axes = None, sign: int = 0, spent: bool = False) -> Tensor:
     """R / s(z); where s(z) is exactly 0 (only without stabiliser) the relevance is dropped.
 
     Half-precision operands are divided in float32: 1e-6 is subnormal there and R / 1e-6 overflows.
 
     Parameters
     ----------
-    R, z, epsilon, relative
+    R, z, epsilon, axes
         As in :func:`stabilize`; R may have an axis of several maps before those of z.
     sign : {0, 1, -1}
         1 or -1 where z is known to be of no other sign, which saves a pass over its signs; 0 has the sign given.
@@ -62,12 +67,17 @@ def divide(R: Tensor, z: Tensor, epsilon: float, relative: bool = False, sign: i
         some = (z != 0).to(z.dtype)
         return torch.div(R, 1 - some + z).mul_(some)
     if sign:
-        s = torch.add(z, sign * stabilizer_width(z, epsilon, relative), out=z if spent else None)
+        s = torch.add(z, sign * stabilizer_width(z, epsilon, axes), out=z if spent else None)
     else:
-        s = stabilize(z, epsilon, relative)
+        s = stabilize(z, epsilon, axes)
     if R.dtype == s.dtype and R.shape == s.shape:
         return torch.div(R, s, out=s)  # s is ours: one pass over fresh memory less
     return R / s
+
+
+def measured_over(site: Any, relative: bool) -> Axes:
+    """Over which axes of a site's outputs a stabiliser is measured: None where it is not relative."""
+    return site.own_axes if relative else None
 
 
 def denominators(site: Any, relative: bool) -> tuple[Tensor, int]:

@@ -14,6 +14,7 @@ from ..errors import InputError, unknown_name
 from .arithmetic import (
     denominators,
     divide,
+    measured_over,
     negative,
     positive,
     stabilizer_width,
@@ -93,7 +94,7 @@ class LinearRule(Rule, abstract=True):
             spent = (part.spent or part.total is None) and not noted
             denominator = contributions(site, part) if part.total is None else part.total
             sign = 0 if noted else part.sign  # what ε absorbs is told by the sign of the denominator itself
-            c = divide(share, denominator, self.epsilon, self.relative, sign, spent)
+            c = divide(share, denominator, self.epsilon, measured_over(site, self.relative), sign, spent)
             if isinstance(part.share, Tensor) or part.share != 1.0:
                 c = c.mul_(part.share)
             if site.collects:
@@ -124,7 +125,7 @@ class LinearRule(Rule, abstract=True):
             share = R if part.only is None else where_positive(R, part.only)
             spent = part.spent or part.total is None
             denominator = contributions(site, part) if part.total is None else part.total
-            q = divide(share, denominator, self.epsilon, self.relative, part.sign, spent)
+            q = divide(share, denominator, self.epsilon, measured_over(site, self.relative), part.sign, spent)
             if isinstance(part.share, Tensor) or part.share != 1.0:
                 q = q.mul_(part.share)
             if part.scale is not None:
@@ -140,7 +141,7 @@ class LinearRule(Rule, abstract=True):
 
     def absorbed(self, site: Any, part: Part, denominator: Tensor, c: Tensor) -> Tensor:
         """What bias and stabiliser take of the relevance, per output; noted in the account unless distributed."""
-        width = stabilizer_width(denominator, self.epsilon, self.relative)
+        width = stabilizer_width(denominator, self.epsilon, measured_over(site, self.relative))
         by_epsilon = torch.where(denominator < 0, -c, c) * width
         if self.epsilon == 0:
             by_epsilon = torch.zeros_like(c)
@@ -241,7 +242,9 @@ class Epsilon(LinearRule):
     epsilon : float
         Stabiliser; iNNvestigate uses 1e-7, captum 1e-9, zennit 1e-6.
     relative : bool
-        Measure ``epsilon`` in units of rms(z) of the sample (0.1 to 0.25 give the sparser maps of the literature).
+        Measure ``epsilon`` in units of rms(z) (0.1 to 0.25 give the sparser maps of the literature), taken over one
+        position's own outputs: the features of a dense layer, the channels and positions of one item of a
+        convolution. Never over what could be the batch, so that a map does not depend on its neighbors.
     bias : {"keep", "zero", "distribute"}
         ``"keep"``: part of z, its share is absorbed (zennit, captum). ``"zero"``: left out of z (the original
         inverter_util, iNNvestigate's ``IgnoreBias``). ``"distribute"``: bias and ε are spread over the inputs,

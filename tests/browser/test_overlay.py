@@ -316,8 +316,8 @@ def test_copy_as_code_names_the_view(opened):
         "opacity": 0.5,
         "cmap": "RdBu_r",
         "sign": "negative",
-        "percentile": 99,
-        "backdrop": "colour",
+        "percentile": 99.5,
+        "backdrop": "grey",
     }
 
 

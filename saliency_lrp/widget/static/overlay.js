@@ -3,6 +3,7 @@
 
 const MAX_ZOOM = 16;
 const LUT_LAST = 255;
+const DARKEST = 70; // of the light greys
 
 /* ---------- pure functions on pixels (the Python side has the same arithmetic) ---------- */
 
@@ -29,14 +30,14 @@ const KEEP = {
 };
 
 /** Colour (3 bytes) and opacity (sqrt of the clipped |R|, so zero is transparent) of every pixel. */
-export function colourise(values, limit, sign, lut) {
-  const keep = KEEP[sign];
+export function colourise(values, limit, sign, lut, hasSign = true) {
+  const keep = hasSign ? KEEP[sign] : Math.abs;
   const scale = limit > 0 ? 1 / limit : 0;
   const rgb = new Uint8Array(values.length * 3);
   const alpha = new Float32Array(values.length);
   for (let i = 0; i < values.length; i++) {
     const t = keep(Math.min(Math.max(values[i] * scale, -1), 1));
-    const entry = 3 * Math.round(((t + 1) / 2) * LUT_LAST);
+    const entry = 3 * Math.round((hasSign ? (t + 1) / 2 : t) * LUT_LAST);
     rgb[3 * i] = lut[entry];
     rgb[3 * i + 1] = lut[entry + 1];
     rgb[3 * i + 2] = lut[entry + 2];
@@ -50,14 +51,15 @@ const BACKDROPS = {
   grey: (image) => {
     const out = new Uint8Array(image.length);
     for (let i = 0; i < image.length; i += 3) {
-      out.fill(Math.round(0.299 * image[i] + 0.587 * image[i + 1] + 0.114 * image[i + 2]), i, i + 3);
+      const luma = 0.299 * image[i] + 0.587 * image[i + 1] + 0.114 * image[i + 2];
+      out.fill(Math.round(DARKEST + luma * ((255 - DARKEST) / 255)), i, i + 3);
     }
     return out;
   },
-  none: (image, lut) => {
-    const middle = 3 * Math.round(LUT_LAST / 2);
+  none: (image, lut, hasSign) => {
+    const nothing = hasSign ? 3 * Math.round(LUT_LAST / 2) : 0;
     const out = new Uint8Array(image.length);
-    for (let i = 0; i < image.length; i++) out[i] = lut[middle + (i % 3)];
+    for (let i = 0; i < image.length; i++) out[i] = lut[nothing + (i % 3)];
     return out;
   },
 };
@@ -125,6 +127,7 @@ class Panel {
     this.id = id;
     this.board = board;
     this.values = null;
+    this.signed = true;
     this.canvas = h("canvas", { className: "saliency-canvas", tabIndex: 0 });
     this.canvas.setAttribute("role", "img");
     this.context = this.canvas.getContext("2d", { willReadFrequently: true });
@@ -192,6 +195,10 @@ class Panel {
   }
 
   describe(info) {
+    if (info.state === "done" && this.signed !== (info.signed ?? true)) {
+      this.signed = !this.signed;
+      this.recolour();
+    }
     this.title.textContent = info.title;
     this.title.title = info.title;
     const done = info.state === "done" && info.seconds != null ? `${info.seconds.toFixed(2)} s` : "";
@@ -232,7 +239,7 @@ class Panel {
 
   recolour() {
     const { board } = this;
-    const lut = board.lut();
+    const lut = board.lut(this.signed);
     this.canvas.width = board.width;
     this.canvas.height = board.height;
     this.canvas.classList.toggle("saliency-coarse", board.width < 160); // show true pixels, not a blur
@@ -240,7 +247,7 @@ class Panel {
     this.overlay = null;
     if (this.values) {
       this.limit = colourLimit(this.magnitudes, board.model.get("percentile"));
-      this.overlay = colourise(this.values, this.limit, board.model.get("sign"), lut);
+      this.overlay = colourise(this.values, this.limit, board.model.get("sign"), lut, this.signed);
     }
     this.scale(lut);
     this.draw();
@@ -251,18 +258,19 @@ class Panel {
     const strip = context.createImageData(256, 1);
     const keep = KEEP[this.board.model.get("sign")];
     for (let i = 0; i < 256; i++) {
-      const entry = 3 * Math.round(((keep((2 * i) / 255 - 1) + 1) / 2) * LUT_LAST);
+      const entry = 3 * (this.signed ? Math.round(((keep((2 * i) / 255 - 1) + 1) / 2) * LUT_LAST) : i);
       strip.data.set([lut[entry], lut[entry + 1], lut[entry + 2], 255], 4 * i);
     }
     context.putImageData(strip, 0, 0);
-    this.low.textContent = this.values ? signed(-this.limit) : "";
-    this.high.textContent = this.values ? signed(this.limit) : "";
+    const [low, high] = this.signed ? ["against", "for"] : ["none", "most"];
+    this.low.textContent = this.values ? `${low} ${signed(this.signed ? -this.limit : 0)}` : "";
+    this.high.textContent = this.values ? `${signed(this.limit)} ${high}` : "";
   }
 
   draw() {
     const { board } = this;
     const overlay = this.overlay ?? board.nothing();
-    blend(this.pixels.data, board.backdrop(), overlay, board.model.get("opacity"));
+    blend(this.pixels.data, board.backdrop(this.signed), overlay, board.model.get("opacity"));
     this.context.putImageData(this.pixels, 0, 0);
   }
 
@@ -315,17 +323,19 @@ class Board {
     this.height = this.model.get("height");
     this.image = bytesOf(this.model.get("image"));
     this.blank = null;
-    this.back = null;
+    this.backs = null;
   }
 
-  lut() {
-    return bytesOf(this.model.get("luts")[this.model.get("cmap")]);
+  lut(hasSign = true) {
+    return bytesOf(hasSign ? this.model.get("luts")[this.model.get("cmap")] : this.model.get("sequential"));
   }
 
-  backdrop() {
-    const key = `${this.model.get("backdrop")} ${this.model.get("cmap")}`;
-    if (this.back?.key !== key) this.back = { key, pixels: BACKDROPS[this.model.get("backdrop")](this.image, this.lut()) };
-    return this.back.pixels;
+  backdrop(hasSign) {
+    const name = this.model.get("backdrop");
+    const key = name === "none" ? `${name} ${hasSign} ${this.model.get("cmap")}` : name;
+    this.backs ??= new Map();
+    if (!this.backs.has(key)) this.backs.set(key, BACKDROPS[name](this.image, this.lut(hasSign), hasSign));
+    return this.backs.get(key);
   }
 
   nothing() {
@@ -694,7 +704,7 @@ class Board {
   }
 
   state() {
-    const names = ["width", "height", "image", "luts", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
+    const names = ["width", "height", "image", "luts", "sequential", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
       "methods", "selected", "layers", "layer", "channels", "channel_maps", "channel_size", "channel", "opacity", "cmap",
       "sign", "percentile", "backdrop", "call", "page", "_css", ...[...this.panels.keys()].map((id) => `map_${id}`)];
     return { ...Object.fromEntries(names.map((name) => [name, this.model.get(name)])), live: false };

@@ -13,147 +13,35 @@ import json
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 
-from .errors import InputError, unknown_name
-from .work import Cancelled, Lane, Watch
+from ..display.colours import (
+    BACKDROPS,
+    CLIP_PERCENTILE,
+    DIVERGING,
+    OPACITY,
+    SIGNED_COLOURS,
+    SIGNS,
+    UNSIGNED_COLOURS,
+    backdrop_name,
+    blend,
+    colour_table,
+)  # fmt: skip
+from ..display.contact_sheet import contact_sheet
+from ..errors import InputError, unknown_name
+from ..explainers.registry import LRP_PREFIX
+from .source import Channels, Map, MapSource
+from .worker import Cancelled, Lane, Watch
 
 STATIC = pathlib.Path(__file__).parent / "static"
-DIVERGING = ("RdBu_r", "coolwarm", "PuOr_r", "seismic", "bwr", "coldnhot")
-SIGNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "both": lambda t: t,
-    "positive": lambda t: np.maximum(t, 0),
-    "negative": lambda t: np.minimum(t, 0),
-}
-BACKDROPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "colour": lambda picture, lut: picture,
-    "grey": lambda picture, lut: np.repeat(_half_up(picture @ np.array([0.299, 0.587, 0.114]))[..., None], 3, -1),
-    "none": lambda picture, lut: np.broadcast_to(lut[128], picture.shape),
-}
 TRACED = ("lrp", "layer", "concept")  # panels that follow the rule selector, and reuse the one forward
-LRP_PREFIX = "lrp:"  # methods that are LRP with a composite of their own reuse it too
-
-
-@dataclass(frozen=True)
-class Map:
-    """One signed map on the picture's pixel grid.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        Signed relevance, (height, width) of the picture.
-    account : dict or None
-        ``{"summary": str, "rows": [[name, value], ...], "text": str}``, shown beside the panel.
-    warnings : tuple of str
-        Why the map should not be trusted.
-    """
-
-    values: np.ndarray
-    account: Mapping[str, Any] | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Channels:
-    """The strongest channels of a layer: index, relevance of each, share of Σ|R|, and small maps (n, h, w)."""
-
-    entries: list[dict] = field(default_factory=list)
-    maps: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
-
-
-class MapSource(Protocol):
-    """What the widget shows: a model's maps for one picture."""
-
-    picture: np.ndarray  # (height, width, 3) uint8
-    probabilities: np.ndarray  # (classes,) float; empty where the model is no classifier
-    classes: list[str]
-    methods: list[str]
-    rules: list[str]
-    layers: list[str]
-
-    def lrp(self, target: int | None, rule: str) -> Map: ...
-    def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]: ...
-    def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map: ...
-    def method(self, name: str, target: int | None, watch: Watch) -> Map: ...
-
-
-def _half_up(values: np.ndarray) -> np.ndarray:
-    return np.floor(np.asarray(values) + 0.5).astype(np.uint8)
-
-
-def colour_table(name: str) -> np.ndarray:
-    """The 256 RGB colours of a diverging colour map, (256, 3) uint8, zero in the middle.
-
-    Parameters
-    ----------
-    name : str
-        ``coldnhot`` or any of matplotlib's names.
-    """
-    import matplotlib
-    from matplotlib.colors import LinearSegmentedColormap
-
-    if name == "coldnhot":
-        stops = [(0, "#0ff"), (0.25, "#00f"), (0.5, "#000"), (2 / 3, "#f00"), (5 / 6, "#ff0"), (1, "#fff")]
-        table = LinearSegmentedColormap.from_list(name, stops, N=256)
-    elif name in matplotlib.colormaps:
-        table = matplotlib.colormaps[name].resampled(256)
-    else:
-        raise unknown_name("colour map", name, [*DIVERGING, *matplotlib.colormaps])
-    return _half_up(table(np.arange(256))[:, :3] * 255)
-
-
-def colour_limit(values: np.ndarray, percentile: float) -> float:
-    """The magnitude that gets full colour: a percentile of |R|, or the maximum where that is 0."""
-    magnitudes = np.abs(values)
-    return float(np.percentile(magnitudes, percentile)) or float(magnitudes.max(initial=0.0))
-
-
-def blend(
-    picture: np.ndarray,
-    values: np.ndarray,
-    *,
-    opacity: float = 0.8,
-    cmap: str = "RdBu_r",
-    sign: str = "both",
-    percentile: float = 99.0,
-    backdrop: str = "colour",
-) -> np.ndarray:
-    """Lay a signed map over a picture; what the browser's canvas shows, to the last bit or one beside it.
-
-    The opacity of a pixel goes with the square root of its clipped \\|R\\|: a uniform opacity would whiten the
-    picture wherever nothing is relevant.
-
-    Parameters
-    ----------
-    picture : numpy.ndarray
-        (H, W, 3) uint8.
-    values : numpy.ndarray
-        (H, W) signed relevance.
-    opacity : float
-        Opacity of the most relevant pixels, 0 to 1.
-    cmap, sign, backdrop : str
-        Colour map; ``both``, ``positive`` or ``negative``; ``colour``, ``grey`` or ``none``.
-    percentile : float
-        Percentile of \\|R\\| that gets full colour.
-
-    Returns
-    -------
-    numpy.ndarray
-        (H, W, 3) uint8.
-    """
-    limit = colour_limit(values, percentile)
-    t = SIGNS[sign](np.clip(values / limit, -1, 1) if limit else np.zeros_like(values))
-    lut = colour_table(cmap)
-    colours = lut[np.floor((t + 1) / 2 * 255 + 0.5).astype(int)].astype(float)
-    alpha = opacity * np.sqrt(np.abs(t))[..., None]
-    ground = BACKDROPS[backdrop](picture, lut).astype(float)
-    return np.rint(ground + alpha * (colours - ground)).astype(np.uint8)
+#: how maps are looked at: options of the widget that cost no message
+LOOK = ("opacity", "cmap", "sign", "percentile", "backdrop")
 
 
 def _map_trait(panel: str) -> str:
@@ -177,6 +65,7 @@ class SaliencyWidget(anywidget.AnyWidget):
     height = traitlets.Int().tag(sync=True)
     image = traitlets.Bytes().tag(sync=True)
     luts = traitlets.Dict().tag(sync=True)
+    sequential = traitlets.Bytes(b"", help="colours of maps without a sign").tag(sync=True)
     call = traitlets.List().tag(sync=True)
 
     panels = traitlets.List().tag(sync=True)
@@ -197,11 +86,11 @@ class SaliencyWidget(anywidget.AnyWidget):
     layer = traitlets.Unicode("", help="layer shown beside the methods; empty: none").tag(sync=True)
     channel = traitlets.Int(-1, help="channel of the layer whose concept map is shown; -1: none").tag(sync=True)
 
-    opacity = traitlets.Float(0.8, min=0, max=1).tag(sync=True)
-    cmap = traitlets.Unicode("RdBu_r").tag(sync=True)
+    opacity = traitlets.Float(OPACITY, min=0, max=1).tag(sync=True)
+    cmap = traitlets.Unicode(SIGNED_COLOURS).tag(sync=True)
     sign = traitlets.Enum(list(SIGNS), "both").tag(sync=True)
-    percentile = traitlets.Float(99.0, min=0, max=100).tag(sync=True)
-    backdrop = traitlets.Enum(list(BACKDROPS), "colour").tag(sync=True)
+    percentile = traitlets.Float(CLIP_PERCENTILE, min=0, max=100).tag(sync=True)
+    backdrop = traitlets.Enum(list(BACKDROPS), "grey").tag(sync=True)
 
     def __init__(
         self,
@@ -221,12 +110,14 @@ class SaliencyWidget(anywidget.AnyWidget):
         self._source = source
         self._patience = patience
         self._maps: dict[str, np.ndarray] = {}
+        self._unsigned: set[str] = set()
         self._watches: dict[str, Watch] = {}
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._lanes = {True: Lane("saliency traced maps"), False: Lane("saliency methods")}
         self._check(selected=selected, rule=rule, layer=layer)
-        colour = look.get("cmap", "RdBu_r")
+        look = {name: backdrop_name(value) if name == "backdrop" else value for name, value in look.items()}
+        colour = look.get("cmap", SIGNED_COLOURS)
         names = list(dict.fromkeys([*DIVERGING, colour]))
         height, width = source.picture.shape[:2]
         # before the widget opens: one message then carries one map
@@ -242,6 +133,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             height=height,
             image=np.ascontiguousarray(source.picture).tobytes(),
             luts={name: colour_table(name).tobytes() for name in names},
+            sequential=colour_table(UNSIGNED_COLOURS).tobytes(),
             call=list(call),
             classes=list(source.classes),
             class_count=len(source.probabilities),
@@ -422,11 +314,13 @@ class SaliencyWidget(anywidget.AnyWidget):
             if self._watches.get(panel) is not watch:
                 return
             self._maps[panel] = values
+            (self._unsigned.discard if found.signed else self._unsigned.add)(panel)
             setattr(self, _map_trait(panel), np.ascontiguousarray(values, "<f4").tobytes())
             if channels is not None:
                 self._show_channels(channels)
             account = dict(found.account) if found.account else None
-            self._settle(panel, watch, state="done", seconds=seconds, warnings=warnings, account=account)
+            news = {"seconds": seconds, "warnings": warnings, "account": account, "signed": found.signed}
+            self._settle(panel, watch, state="done", **news)
 
     def _show_channels(self, channels: Channels) -> None:
         self.channels = []  # the browser redraws once everything below is there
@@ -504,14 +398,14 @@ class SaliencyWidget(anywidget.AnyWidget):
         width : int
             Least width of a panel in pixels; smaller pictures are enlarged.
         """
-        from .sheet import contact_sheet
-
         with self._lock:
             infos, maps = list(self.panels), dict(self._maps)
         tiles = [(self._source.picture, "picture", "")]
         for info in infos:
             values = maps.get(info["id"])
-            shown = self._source.picture if values is None else blend(self._source.picture, values, **self._look())
+            signed = info["id"] not in self._unsigned
+            picture = self._source.picture
+            shown = picture if values is None else blend(picture, values, signed=signed, **self._look())
             tiles.append((shown, info["title"], self._caption(info)))
         return contact_sheet(tiles, columns=columns, width=width)
 
@@ -597,99 +491,3 @@ class SaliencyWidget(anywidget.AnyWidget):
         png = base64.b64encode(self.to_png()).decode("ascii")
         still = {"image/png": png, "text/html": self._static_html(png), "text/plain": repr(self)}
         return {**data, **still}, metadata
-
-
-#: what :func:`compare_saliency` shows unless told otherwise
-DEFAULT_METHODS = ("lrp", "grad_x_input", "occlusion")
-LOOK = ("opacity", "cmap", "sign", "percentile", "backdrop")
-
-
-def compare_saliency(
-    model: Any,
-    raw_image: Any,
-    input: Any = None,
-    label: Any = None,
-    device: Any = None,
-    methods: Sequence[str] = DEFAULT_METHODS,
-    *,
-    composite: Any = "auto",
-    layer: str = "",
-    channel: int = -1,
-    top_k: int = 5,
-    wait: float | None = 2.0,
-    **options: Any,
-) -> SaliencyWidget:
-    """Explore saliency methods over one picture in a notebook.
-
-    The model is run once for LRP; other rules, classes, layers and channels are backward passes of that run. Other
-    methods are computed in a worker thread and appear as they finish: until then (``widget.wait()``) do not train the
-    model, which they hold in evaluation mode.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Any model. It is left as it was.
-    raw_image : PIL image, numpy.ndarray, path, Tensor or None
-        The picture, as for ``get_saliency``.
-    input : Tensor, optional
-        What the model takes, (1, C, H, W); default: made from the image by the model's own preprocessing.
-    label : int, Tensor, callable or None
-        Class to begin with; default: the highest score. A callable of the model's output for models without classes.
-    device : torch.device or str, optional
-        Where to work; with another device than the model's own a copy of the model is explained.
-    methods : sequence of str
-        Names from ``list_methods()``.
-    composite : str, Composite or Rule
-        LRP rule to begin with.
-    layer : str
-        A layer to show beside the methods, as in ``model.named_modules()``.
-    channel : int
-        A channel of that layer, whose concept map is shown too.
-    top_k : int
-        Classes listed with their probabilities.
-    wait : float or None
-        Seconds that showing the widget waits for maps, so that they are in the picture that a saved notebook keeps;
-        None waits for all of them.
-    **options
-        ``opacity``, ``cmap``, ``sign`` (both, positive, negative), ``percentile``, ``backdrop`` (colour, grey, none);
-        ``transform``, ``geometry``, ``class_names``; and the methods' own options, each for the methods that know it.
-
-    Returns
-    -------
-    SaliencyWidget
-
-    Raises
-    ------
-    InputError
-        For what cannot be explained, and for names that do not exist.
-    """
-    from .explainers.plan import plan_methods
-    from .maps import ModelMaps
-
-    look = {name: options.pop(name) for name in LOOK if name in options}
-    if isinstance(device, (list, tuple)):  # TensorWatch's older order has the methods here
-        device, methods = None, device
-    methods = [methods] if isinstance(methods, str) else list(methods)
-    layer_path = options.pop("layer_path", None)
-    plan_methods([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
-    source = ModelMaps(model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path})
-    call = ["model", "image", *(["input=input"] if input is not None else [])]
-    call += [f"{name}={_as_code(name, value)}" for name, value in options.items()]
-    return SaliencyWidget(
-        source,
-        selected=methods,
-        rule=source.rule,
-        target=source.target,
-        layer=layer,
-        channel=channel,
-        top_k=top_k,
-        call=call,
-        patience=wait,
-        own_rule="" if isinstance(composite, str) else source.rule,
-        **look,
-    )
-
-
-def _as_code(name: str, value: Any) -> str:
-    """A value as code if it is plain; else the name of the variable that presumably holds it."""
-    return repr(value) if isinstance(value, (str, int, float, bool, tuple, type(None))) else name

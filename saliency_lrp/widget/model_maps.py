@@ -12,19 +12,19 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import composites, images
-from .errors import InputError, unknown_name
-from .explainers import registry
-from .explainers.base import check_model, class_scores, resolve_target, unwrap
-from .explainers.batching import watching
-from .explainers.cam import FeatureMap, read_feature_map
-from .explainers.plan import options_for
-from .model.answer import Answer
-from .model.card import read_card
-from .propagator import RelevancePropagator, Trace
-from .question import find_device, prepare
-from .widget import Channels, Map
-from .work import Watch
+from .. import composites, images
+from ..errors import InputError, unknown_name
+from ..explainers import registry
+from ..explainers.base import check_model, class_scores, resolve_target, unwrap
+from ..explainers.cam import FeatureMap, read_feature_map
+from ..explainers.plan import options_for
+from ..explainers.progress import watching
+from ..model.answer import Answer
+from ..model.card import read_card
+from ..propagator import RelevancePropagator, Trace
+from ..question import find_device, prepare
+from .source import Channels, Map
+from .worker import Watch
 
 LONGEST_SIDE = 448  # of the picture in the browser: more is not seen, and every map is as large
 MOST_CHANNELS = 16
@@ -175,7 +175,8 @@ class ModelMaps:
         warnings = [*self.notes]
         if not relevance.any():
             warnings.append("the map is zero everywhere")
-        return Map(self._placed(relevance[0].sum(0)), warnings=tuple(warnings))
+        signed = getattr(explainer, "signed", True)
+        return Map(self._placed(relevance[0].sum(0)), warnings=tuple(warnings), signed=signed)
 
 
 def _one_picture(x: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""The ``saliency-lrp`` command: what its options ask for, done."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError, unknown_name
+from ..explainers.registry import DEFAULT_METHODS
+from .explained import Subject, explain
+from .models import find_device, find_model, one_line
+from .options import DEMO_IMAGES, DEMO_OUT, build_batch_parser, build_parser
+from .report import as_page, as_text, glossary_text
+
+
+def run_batch(options: argparse.Namespace) -> None:
+    """Explain a folder and print what became of it."""
+    from ..dataset import explain_dataset
+
+    summary = explain_dataset(
+        find_model(options).eval(),
+        options.folder,
+        options.out,
+        targets=options.target,
+        layers=options.layer,
+        composite=options.composite,
+        batch_size=options.batch_size,
+        dtype="float16" if options.float16 else "float32",
+        device=find_device(options.device),
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    print(summary)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, or 2 after one line about what was wrong."""
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files; no window system is needed
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    batch = arguments[:1] == ["batch"]
+    options = build_batch_parser().parse_args(arguments[1:]) if batch else build_parser().parse_args(arguments)
+    try:
+        if batch:
+            run_batch(options)
+        elif options.list:
+            print_names()
+        else:
+            run(options, shlex.join(["saliency-lrp", *arguments]))
+    except (InputError, OSError) as error:
+        print(f"saliency-lrp: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace, command: str) -> None:
+    """Explain what the options ask for, write it, and print the numbers."""
+    subjects = find_subjects(options)
+    methods = find_methods(options.method or DEFAULT_METHODS, options.composite)
+    device = find_device(options.device)
+    model = find_model(options).eval()
+    out = options.out or Path(DEMO_OUT if options.image is None else f"{Path(options.image).stem}-saliency")
+    out.mkdir(parents=True, exist_ok=True)
+    explained = []
+    for subject in subjects:
+        explained.append(explain(model, subject, methods, options.target, device, out))
+        print(as_text(explained[-1]), end="\n\n")
+    page = out / "index.html"
+    page.write_text(as_page(explained, model, command), encoding="utf-8")
+    print(glossary_text(explained))
+    print("\nwrote", *[item.picture for item in explained], page, sep="\n  ")
+
+
+def find_subjects(options: argparse.Namespace) -> list[Subject]:
+    """The image that was named, or the demo images."""
+    if options.image is not None:
+        from ..images import load_image
+
+        return [Subject(Path(options.image).name, load_image(options.image).picture())]
+    if not options.demo:
+        raise InputError("no image was given: name one, or use --demo for images that come with the package")
+    from ..demo import demo_images
+
+    images = enumerate(demo_images(DEMO_IMAGES), start=1)
+    return [Subject(f"demo image {i}", image, label, mask) for i, (image, label, mask) in images]
+
+
+def find_methods(methods: Sequence[str], composite: str | None) -> list[str]:
+    """Check the methods' names; `lrp` becomes `lrp:<composite>` where a composite is given."""
+    from .. import list_composites, list_methods
+    from ..explainers import registry
+
+    if composite is not None:
+        if composite not in list_composites():
+            raise unknown_name("composite", composite, list_composites())
+        if "lrp" not in methods:
+            raise InputError(f"--composite {composite} needs method 'lrp', which is not among the methods")
+        methods = [f"lrp:{composite}" if method == "lrp" else method for method in methods]
+    for method in methods:
+        if method not in list_methods():  # a short list of names, unless composites are asked for
+            prefixed = method.startswith(registry.LRP_PREFIX)
+            raise unknown_name("method", method, list_methods("lrp:*") if prefixed else plain_methods())
+    return list(dict.fromkeys(methods))
+
+
+def plain_methods() -> list[str]:
+    """All methods but those that are LRP with a named composite."""
+    from .. import list_methods
+
+    return [name for name in list_methods() if not name.startswith("lrp:")]
+
+
+def print_names() -> None:
+    """Print every method and composite."""
+    from .. import list_composites
+
+    print("methods (--method):", *plain_methods(), sep="\n  ")
+    print("\ncomposites (--composite NAME, or --method lrp:NAME):", *list_composites(), sep="\n  ")

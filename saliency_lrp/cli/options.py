@@ -1,0 +1,110 @@
+"""The command line's options."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from ..explainers.registry import DEFAULT_METHODS
+
+DEMO_IMAGES = 3
+
+
+DEMO_OUT = "build/demo"
+
+
+EXAMPLES = """\
+examples:
+  saliency-lrp --demo
+      explain three images by a small network that comes with the package; needs no other file
+  saliency-lrp dog.jpg --model resnet50
+      a torchvision classifier; its weights are downloaded the first time
+  saliency-lrp scan.png --module train.py:make_model
+      your own network: make_model() in train.py returns it, weights loaded
+  saliency-lrp dog.jpg --model vgg16 --method lrp --method gradcam --target 207
+      chosen methods, side by side, for class 207 instead of the model's own answer
+  saliency-lrp dog.jpg --model vgg16 --method lrp:epsilon_plus --method lrp:epsilon_gamma_box
+      rules of relevance propagation, side by side
+  saliency-lrp batch photos/ --model resnet50 --out maps.zarr
+      all images of a folder, into a Zarr store; see saliency-lrp batch --help
+  saliency-lrp --list
+      the names of all methods and composites
+
+what you get:
+  a folder with a PNG per image and index.html, which holds all of it in one file. Red speaks for the
+  class, blue against it. For LRP, 'conserved' is the share of the class score that the map accounts for.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of repeating the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    parser = _Parser(
+        prog="saliency-lrp",
+        description="Show which pixels of an image a PyTorch model's answer came from.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "image", nargs="?", metavar="IMAGE", help="the image to explain, in any format that Pillow reads"
+    )
+    _add_model(parser, "the demo network (and images, without IMAGE)")
+    parser.add_argument(
+        "--method",
+        action="append",
+        metavar="NAME",
+        help=f"a saliency method; repeat it for several (default: {', '.join(DEFAULT_METHODS)})",
+    )
+    parser.add_argument("--target", type=int, metavar="N", help="the class to explain (default: the answer)")
+    parser.add_argument("--composite", metavar="NAME", help="the rules of method lrp (default: auto)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"where to write (default: IMAGE-saliency or {DEMO_OUT})"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the model's)")
+    parser.add_argument("--list", action="store_true", help="list all methods and composites, and stop")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, demo: str) -> None:
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--model", metavar="NAME", help="a torchvision classifier, with its trained weights")
+    whose.add_argument(
+        "--module", metavar="FILE.py:NAME", help="a model, or a function without arguments that returns one"
+    )
+    whose.add_argument("--demo", action="store_true", help=demo)
+
+
+def build_batch_parser() -> argparse.ArgumentParser:
+    """The options of `saliency-lrp batch`."""
+    parser = _Parser(
+        prog="saliency-lrp batch",
+        description="Explain all images of a folder by LRP, into a Zarr store. An interrupted run is resumed by the "
+        "same command; under torchrun the processes share the work.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="images, at any depth")
+    _add_model(parser, "the demo network")
+    parser.add_argument("--out", type=Path, default=Path("maps.zarr"), metavar="STORE", help="default: %(default)s")
+    parser.add_argument(
+        "--target",
+        action="append",
+        type=lambda text: None if text == "best" else int(text),
+        metavar="N",
+        help="a class to explain, or 'best' for the model's answer; repeat it for several (default: best)",
+    )
+    parser.add_argument(
+        "--layer", action="append", default=[], metavar="NAME", help="also keep this module's relevance; repeatable"
+    )
+    parser.add_argument("--composite", default="auto", metavar="NAME", help="the rules (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at once, and per chunk (default: 16)")
+    parser.add_argument("--float16", action="store_true", help="store maps in half precision")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the model's)")
+    parser.add_argument("--overwrite", action="store_true", help="start again instead of going on")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser

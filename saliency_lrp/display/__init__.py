@@ -1,0 +1,1 @@
+"""How maps are shown: colours, figures, sheets of pictures, slices of volumes."""

@@ -1,0 +1,262 @@
+"""Figures of results: maps side by side, each over its picture, with its colours said in words."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import images
+from ..errors import InputError
+from . import colours
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# inches
+_PANEL_WIDTH = 4.3
+_BESIDE = 0.7  # colour bar and its words
+_BELOW = 0.75  # title above and line under a panel
+_LINE = 0.24
+_ASPECTS = (0.3, 1.8)  # height over width of the pictures that panels are shaped for
+_SMALL_LINE = 0.14  # inches under a panel, for every line beyond the first
+_TITLE, _PANEL_TITLE, _SMALL = 14, 13, 8  # points
+
+_NOTE = "Colours are clipped at the {:g}th percentile of |relevance| of each map; opacity follows its square root."
+_SIGNED_NOTE = "Blue speaks against the class, red for it."
+_UNSIGNED_NOTE = "Maps of methods without a sign run from blue (none) to yellow (most)."
+_FRAME_NOTE = "A dashed frame shows what the model saw."
+
+
+def get_image_saliency_plot(
+    image_saliency_results: Sequence[Any], cols: int = 2, figsize: tuple[float, float] | None = None
+) -> Figure:
+    """Draw results side by side, each over its image, with its colour bar.
+
+    Maps of signed methods (LRP, gradients, occlusion) are drawn in a diverging colour map symmetric around zero,
+    others (Grad-CAM, absolute gradients) in a perceptually uniform one. A method that failed shows its reason.
+    Matplotlib's global state is not touched.
+
+    Parameters
+    ----------
+    image_saliency_results : sequence of ImageSaliencyResult
+        Ours or TensorWatch's.
+    cols : int
+        Panels in a row.
+    figsize : (float, float), optional
+        Width and height in inches; default: by the pictures' shape.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    results = list(image_saliency_results)
+    figure = Figure(figsize=figsize or default_figsize(results, cols), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw_results(figure, results, cols)
+    return figure
+
+
+def draw_tensorwatch(results: Sequence[Any], cols: int = 2, figsize: tuple[float, float] | None = None) -> Figure:
+    """Draw results as TensorWatch does: each map in its own colours and opacity, in a pyplot figure."""
+    import matplotlib.pyplot as plt
+
+    rows = max(1, math.ceil(len(results) / cols))
+    figure = plt.figure(figsize=figsize or (4 * cols, 3 * rows))
+    for i, result in enumerate(results):
+        axes = figure.add_subplot(rows, cols, i + 1, xticks=[], yticks=[])
+        axes.set_title(result.title, fontsize=18)
+        picture = _picture(result.raw_image)
+        if result.saliency is None:
+            _draw_failure(axes, result, picture)
+            continue
+        values = result.saliency
+        if picture is not None:
+            axes.imshow(picture)
+            values = _fit(values, (picture.height, picture.width))
+        axes.imshow(values, alpha=result.saliency_alpha, cmap=result.saliency_cmap)
+    return figure
+
+
+def default_figsize(results: Sequence[Any], cols: int) -> tuple[float, float]:
+    """Inches for results, `cols` in a row: panels as high as their pictures need."""
+    if not isinstance(cols, int) or cols < 1:
+        raise InputError(f"cols should be a positive number of columns, not {cols!r}.")
+    width = _PANEL_WIDTH * cols
+    height = max((_aspect(result) for result in results), default=1.0) * (_PANEL_WIDTH - _BESIDE) + _BELOW
+    height += _SMALL_LINE * max((len(_under(result, _PANEL_WIDTH)) - 1 for result in results), default=0)
+    around = [*_wrapped(_shared_subject(results), width, _TITLE), *_notes(results, width)]
+    return width, height * max(1, math.ceil(len(results) / cols)) + _LINE * len(around)
+
+
+def _aspect(result: Any) -> float:
+    """Height over width of what a panel shows."""
+    picture = _picture(result.raw_image)
+    shape = (picture.height, picture.width) if picture is not None else np.shape(_values(result))
+    if len(shape) == 1:
+        return _ASPECTS[0]
+    return float(np.clip(shape[-2] / shape[-1], *_ASPECTS)) if shape else 1.0
+
+
+def _values(result: Any) -> np.ndarray | None:
+    """The map to draw: signed where the result has it."""
+    return getattr(result, "signed_map", result.saliency)
+
+
+def _wrapped(text: str, inches: float, points: float) -> list[str]:
+    """Lines of `text` that fit into a width: as many letters a line as its widest stretch allows."""
+    room = 0.97 * inches * 72
+    for letters in range(max(1, int(room / (0.3 * points))), 1, -1):
+        lines = textwrap.wrap(text, letters)
+        if all(_width(line, points) <= room for line in lines):
+            return lines
+    return list(text)
+
+
+def _width(line: str, points: float) -> float:
+    """Width in points of a line of text."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return text_to_path.get_text_width_height_descent(line, FontProperties(size=points), ismath=False)[0]
+
+
+def _shared_subject(results: Sequence[Any]) -> str:
+    subjects = {getattr(result, "subject", "") for result in results}
+    subject = subjects.pop() if len(subjects) == 1 else ""
+    return f"What speaks for {subject}" if subject else ""
+
+
+def _notes(results: Sequence[Any], width: float) -> list[str]:
+    """What the reader should know, for those kinds of maps that are there."""
+    drawn = [result for result in results if result.saliency is not None]
+    if not drawn:
+        return []
+    kinds = {bool(getattr(result, "signed", False)) for result in drawn}
+    parts = [_NOTE.format(colours.CLIP_PERCENTILE)]
+    parts += [_SIGNED_NOTE] * (True in kinds) + [_UNSIGNED_NOTE] * (False in kinds)
+    parts += [_FRAME_NOTE] * any(_frame(result) is not None for result in drawn)
+    return _wrapped(" ".join(parts), width, _SMALL)
+
+
+def draw_results(figure: Figure, results: Sequence[Any], cols: int) -> None:
+    """Draw results into a figure: one panel each, the subject above if all share it, notes below."""
+    rows = max(1, math.ceil(len(results) / cols))
+    shared, width = _shared_subject(results), figure.get_figwidth()
+    for i, result in enumerate(results):
+        axes = figure.add_subplot(rows, cols, i + 1)
+        subject = "" if shared else getattr(result, "subject", "")
+        title = [*_wrapped(result.title, width / cols, _PANEL_TITLE), *_wrapped(subject, width / cols, _PANEL_TITLE)]
+        axes.set_title("\n".join(title), fontsize=_PANEL_TITLE)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        _draw_panel(figure, axes, result, width / cols)
+    if shared:
+        figure.suptitle("\n".join(_wrapped(shared, width, _TITLE)), fontsize=_TITLE)
+    figure.supxlabel("\n".join(_notes(results, width)), fontsize=_SMALL)
+
+
+def _draw_panel(figure: Figure, axes: Axes, result: Any, width: float) -> None:
+    picture = _picture(result.raw_image)
+    if result.saliency is None:
+        _draw_failure(axes, result, picture)
+        return
+    values = _values(result)
+    if picture is not None and values.ndim == 2:
+        axes.imshow(colours.light_greys(np.asarray(picture)), interpolation="nearest")
+        values = _fit(values, (picture.height, picture.width))
+        _draw_frame(axes, result)
+    signed = bool(getattr(result, "signed", False))
+    drawn = _draw_map(axes, values, signed, see_through=picture is not None)
+    _draw_bar(figure, axes, drawn, signed)
+    _say_under(axes, result, width)
+
+
+def _say_under(axes: Axes, result: Any, width: float) -> None:
+    axes.set_xlabel("\n".join(_under(result, width)), fontsize=_SMALL, color="#a33" if _warnings(result) else "#222")
+
+
+def _under(result: Any, width: float) -> list[str]:
+    """Lines under the map: why not to trust it, or what it is worth."""
+    if _warnings(result):
+        lines = _wrapped("! " + "; ".join(_warnings(result)), width - _BESIDE, _SMALL)
+        return [*lines[:3], lines[3] + "…" * (len(lines) > 4)] if len(lines) > 3 else lines
+    verdict = getattr(result, "verdict", "")
+    return _wrapped(verdict, width - _BESIDE, _SMALL) if verdict else []
+
+
+def _warnings(result: Any) -> Sequence[str]:
+    return getattr(result, "warnings", ())
+
+
+def _frame(result: Any) -> tuple[float, float, float, float] | None:
+    """(top, left, bottom, right) of the part of the picture that the model saw, where that is not all of it."""
+    geometry = getattr(result, "geometry", None)
+    return None if geometry is None else geometry.visible_box()
+
+
+def _draw_frame(axes: Axes, result: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    frame = _frame(result)
+    if frame is not None:
+        top, left, bottom, right = frame
+        corner = (left - 0.5, top - 0.5)  # pixel centres are at whole numbers
+        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color="#333", lw=0.8, ls="--"))
+
+
+def _draw_bar(figure: Figure, axes: Axes, drawn: Any, signed: bool) -> None:
+    """A colour bar as high as the picture, its ends said in words."""
+    limit = drawn.norm.vmax
+    numbers = [-limit, 0, limit] if signed else [0, limit]
+    words = ["against", "", "for"] if signed else ["none", "most"]
+    labels = [f"{n:.2g}\n{w}" if w else f"{n:.2g}" for n, w in zip(numbers, words, strict=True)]
+    bar = figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0, 0.045, 1)), ticks=numbers)
+    bar.ax.set_yticklabels(labels, fontsize=_SMALL)
+
+
+def _draw_map(axes: Axes, values: np.ndarray, signed: bool, see_through: bool) -> Any:
+    from matplotlib import cm
+    from matplotlib.colors import ListedColormap, Normalize
+
+    values = np.atleast_2d(values)
+    limit = colours.colour_limit(values)
+    table = colours.colour_table(colours.SIGNED_COLOURS if signed else colours.UNSIGNED_COLOURS)
+    rgb, alpha = colours.paint(colours.strengths(values, limit, signed), table, signed)
+    opacity = colours.OPACITY * alpha if see_through else np.ones_like(alpha)
+    rgba = np.concatenate([rgb / 255, opacity[..., None]], -1)
+    axes.imshow(rgba, interpolation="nearest", aspect="equal" if values.shape[0] > 1 else "auto")
+    end = limit or 1.0
+    return cm.ScalarMappable(Normalize(-end if signed else 0, end, clip=True), ListedColormap(table / 255))
+
+
+def _draw_failure(axes: Axes, result: Any, picture: Any) -> None:
+    if picture is not None:
+        axes.imshow(colours.light_greys(np.asarray(picture)), alpha=0.25)
+    reason = textwrap.shorten(str(getattr(result, "error", None) or "no map"), 320)
+    axes.text(
+        0.5, 0.5, "no map\n" + textwrap.fill(reason, 38), transform=axes.transAxes,
+        ha="center", va="center", fontsize=9, color="#a33",
+    )  # fmt: skip
+
+
+def _picture(raw: Any) -> Any:
+    """The raw image as a PIL picture; None where it is no picture."""
+    if raw is None:
+        return None
+    try:
+        return images.load_image(raw).picture()
+    except InputError:
+        return None
+
+
+def _fit(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map resized to the picture's height and width, for results made elsewhere."""
+    return values if values.shape == size else images.Geometry.whole(size).place(values)

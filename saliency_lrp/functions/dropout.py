@@ -1,0 +1,63 @@
+"""Random functions that stay on in eval mode: a mask times a constant, as it fell in the forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import ActivationSite
+from .call import Call
+from .products import ScaleSite
+from .registry import kind
+from .sums import SumSite
+
+
+class DropoutSite(ScaleSite):
+    """``x · factor`` with 0 where a value was dropped: relevance passes what was kept, unchanged."""
+
+    kind = "scale"
+
+
+class ShiftedDropoutSite(SumSite):
+    """``x · factor + shift``: what alpha dropout writes in place of dropped values acts as a bias."""
+
+    reruns = False
+
+    def __init__(self, call: Call, factor: Tensor) -> None:
+        super().__init__(call)
+        self.factor = factor
+
+    def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return (c * self.factor,)
+
+    gradient = vjp
+
+    def constant_part(self) -> Tensor:
+        return self.output - self.input * self.factor
+
+
+class RandomSlopes(ActivationSite):
+    """A ReLU whose negative slopes are drawn at random: relevance passes, the slopes are those that were drawn."""
+
+    def __init__(self, call: Call, factor: Tensor) -> None:
+        super().__init__(call)
+        self.cheap = False
+        self.factor = factor
+
+    def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:
+        return (c * self.factor,)
+
+
+@kind("dropout", "random slopes")
+def random_factors(call: Call) -> Any:
+    """Off, it hands values on; on, the factors that this forward pass drew are kept."""
+    if not call.says("random"):
+        return call.interceptor.tag_routed(call, call.native())
+    (leaf,), out = call.run_on_copies()
+    (factor,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
+    build = RandomSlopes if call.name == "rrelu" else DropoutSite if call.says("zero_to_zero") else ShiftedDropoutSite
+    site = DropoutSite(call, leaf, factor) if build is DropoutSite else build(call, factor)
+    done = call.with_result(out.detach())
+    return done.node(site, gate=call.gate(), nonnegative=call.nonnegative())
