@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from . import composites
 from .composites import Composite
+from .engine.start import choose, find_scores
 from .errors import InputError
 from .propagator import RelevancePropagator, unwrapped
 from .rules import Rule
@@ -373,10 +374,8 @@ def _scores(output: Any, target: Any, asked: Any, n: int) -> tuple[Tensor, Tenso
     if callable(asked):
         value = asked(output)
         return torch.full((n,), -1), value.detach().reshape(n, -1).sum(1)
-    scores = output if isinstance(output, Tensor) else output["logits"]
-    index = scores.argmax(1) if target is None else torch.as_tensor(target, device=scores.device).expand(n)
-    index = index % scores.shape[1]
-    return index, scores.gather(1, index[:, None])[:, 0].float()
+    chosen = choose(find_scores(output), target)
+    return chosen.index, chosen.values.float()
 
 
 # ----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
 from .engine.coefficient import CoefficientForm
+from .engine.ids import CASTS, SHAPES, IdFollower
 from .engine.reference import ReferenceForm
 from .errors import InputError
 from .functions import HANDLERS, custom
@@ -68,7 +69,7 @@ def inplace_position(func: Callable[..., Any]) -> int | None:
 class Entry:
     """What the interceptor knows of a function: looked up once."""
 
-    __slots__ = ("handler", "name", "always_inplace", "inplace_position", "asks_only")
+    __slots__ = ("handler", "name", "always_inplace", "inplace_position", "asks_only", "makes_ids", "reads_no_values")
 
     def __init__(self, func: Callable[..., Any]) -> None:
         name = canonical_name(func)
@@ -84,6 +85,9 @@ class Entry:
         self.handler = handler or unknown
         #: whether relevance ends here and nothing is written: sizes, comparisons, ...
         self.asks_only = self.handler is constant and not self.always_inplace
+        #: whether an activation may become ids by it; whether it looks at shapes alone
+        self.makes_ids = bare in CASTS
+        self.reads_no_values = name in SHAPES
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call writes into its first argument."""
@@ -191,9 +195,9 @@ class Interceptor(TorchFunctionMode):
             (within.path, within.module) if within is not None else ("", None)
         ]
         self.saved: dict[int, list[tuple[Site | Held, int | str]]] = {}
-        self.integer_inputs: dict[int, Tensor] = {}
-        self.embedded: list[tuple[Tensor, Tensor]] = []
         self.roots: list[Tensor] = []
+        #: what becomes of integer inputs
+        self.ids = IdFollower(self)
         #: what modules gave that do not depend on the input, by their path
         self.constants: dict[str, Tensor] = {}
         #: where constants lie that were joined to activations (class tokens, padding)
@@ -223,19 +227,36 @@ class Interceptor(TorchFunctionMode):
             entry = LOOKED_UP[func] = Entry(func)
         if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             return func(*args, **kwargs)  # inside somebody's autograd.Function, or a transform of torch.func
+        if self.ids.active and not entry.reads_no_values and self.ids.trails((*args, *kwargs.values())):
+            return self.with_ids(func, entry, args, kwargs)
+        return self.without_ids(func, entry, args, kwargs)
+
+    def with_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that reads integers which come from the model's input."""
+        activations, _ = self.activations(args, kwargs)
+        if not activations:
+            writes = entry.writes(args, kwargs)
+            if writes and isinstance(args[0], Tensor):
+                self.before_write(args[0])
+            return self.ids.call(func, entry.name, writes, args, kwargs)
+        if entry.name == "embedding_bag" and not any(args[1] is t for t in activations):
+            return self.ids.call(func, entry.name, False, args, kwargs)
+        return self.without_ids(func, entry, *(self.ids.beside_activations(entry.name, args, kwargs) or (args, kwargs)))
+
+    def without_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Any other call: of activations, parameters and constants."""
         if entry.asks_only:
             if entry.name in HOOKS and args[0].requires_grad:
                 return RemovableHandle(
                     OrderedDict()
                 )  # hooks of the model are about gradients: they never run on relevance
             with torch.no_grad():
-                return func(*args, **kwargs)
+                out = func(*args, **kwargs)
+            return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
         activations, parameters = self.activations(args, kwargs)
         if not activations:
             if args and isinstance(args[0], Tensor) and entry.writes(args, kwargs):
                 self.before_write(args[0])
-            if self.integer_inputs and entry.name in ("embedding", "embedding_bag"):
-                return self.embed(func, args, kwargs)
             if parameters:
                 with torch.no_grad():  # parameters are constants, whether or not they require grad
                     return func(*args, **kwargs)
@@ -246,7 +267,8 @@ class Interceptor(TorchFunctionMode):
         if call.inplace and args[0].requires_grad and args[0].is_leaf:  # as a model may under no_grad
             self.note(f"{call.name} at {call.path!r} writes into a parameter; what it writes there gets no relevance")
             return call.constant()
-        return entry.handler(call)
+        out = entry.handler(call)
+        return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
 
     def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
         """Arguments that depend on the model's input, each once; and whether others require grad."""
@@ -434,15 +456,3 @@ class Interceptor(TorchFunctionMode):
         if self.binding.unknown == "error":
             raise InputError(text + ". Use unknown='warn' to get a map all the same")
         self.note("unknown: " + text)
-
-    def embed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An embedding of an integer input: its result is where relevance of that input ends."""
-        with torch.no_grad():
-            out = func(*args, **kwargs)
-        for t in iter_tensors(args, kwargs):
-            source = self.integer_inputs.get(t.untyped_storage().data_ptr())
-            if source is not None and isinstance(out, Tensor) and out.shape[:-1] == t.shape:
-                leaf = out.detach().requires_grad_(True)
-                self.embedded.append((source, leaf))
-                return self.enter(leaf)
-        return out

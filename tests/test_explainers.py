@@ -415,13 +415,14 @@ def test_labels_in_every_form():
     for label in (2, np.int64(2), torch.tensor(2), torch.tensor([2]), [2], (2, 2), np.array([2, 2])):
         assert resolve_target(scores, label).tolist() == [2, 2]
     assert resolve_target(scores, torch.tensor([0, 2])).tolist() == [0, 2]
+    assert resolve_target(scores, (-1, -3)).tolist() == [2, 0]  # from the end, as everywhere
 
 
 @pytest.mark.parametrize(
     ("label", "message"),
     [
         (3, "0 to 2"),
-        (-1, "out of range"),
+        (-4, "out of range"),
         ([0, 1, 2], "3 labels"),
         (1.0, "class index"),
         (True, "class index"),

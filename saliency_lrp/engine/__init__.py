@@ -1,1 +1,1 @@
-"""What autograd carries: relevance itself (``reference``), or the coefficient of each activation (``coefficient``)."""
+"""What goes in, what autograd carries (``reference``, ``coefficient``), where relevance starts and ends."""

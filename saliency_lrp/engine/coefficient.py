@@ -272,7 +272,8 @@ class Step:
 
     def __init__(self, outer: Site, kind: str, family: str) -> None:
         self.kind, self.family, self.op = kind, family, "linear" if family else "cell_sum"
-        self.path, self.module, self.binding, self.rank = outer.path, outer.module, outer.binding, outer.rank
+        self.path, self.module, self.binding = outer.path, outer.module, outer.binding
+        self.rank, self.depth = outer.rank, outer.depth
         self.index, self.is_output, self.arity = outer.index, False, 2
         self.gates: frozenset[int] = frozenset()
         self.batch_norm, self.keeps_zero = None, True
@@ -322,6 +323,8 @@ def proportional(form: CoefficientForm, call: Call, site: Site, tensors: list[Te
         out = Normalized.make(tensors[0], site, lambda: call.func(*call.args, **call.kwargs))
     else:
         out = form.native(call, site, tensors)
+    if site.kind == "unknown" and (not isinstance(out, Tensor) or out.layout is not torch.strided):
+        form.refuse(f"{site.describe()} has several results")
     if site.kind == "unknown" and out.requires_grad:
         out.register_hook(lambda c: site.binding.report_unknown(site))
     if not stabilized:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..engine.start import Scores, check_finite, choose, find_scores
 from ..errors import InputError, ModelCallError
 from .untouched import untouched
 
@@ -98,49 +98,14 @@ def run_model(model: nn.Module, x: Tensor) -> Any:
 
 
 def class_scores(output: Any) -> Tensor:
-    """The (N, C) score tensor in a model's output (the tensor itself, or its ``logits``)."""
-    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(output).__name__
-        raise InputError(
-            f"the model's output should be class scores of shape (N, C) but is {shape}: say what to "
-            "explain by label=callable, a function of the output that returns one number per item, "
-            "for example label=lambda out: out[:, 3].mean((1, 2))."
-        )
-    return scores
+    """The (N, C) score tensor in a model's output; of a language model's (N, T, C), that of the last position."""
+    found = find_scores(output)
+    return choose(found, None, noun="label").rows_of(found.values)
 
 
 def check_output(scores: Tensor) -> None:
     """Refuse NaN and inf in what the model said."""
-    if not torch.isfinite(scores).all():
-        raise InputError(
-            "the model's output has NaN or infinite values, so that nothing can be explained: check its "
-            "weights and the scale of the input."
-        )
-
-
-def _as_indices(label: Any) -> list[int]:
-    if isinstance(label, Tensor):
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool or label.ndim > 1:
-            raise InputError(
-                f"label should hold class indices, an integer tensor of 0 or 1 dimensions, not "
-                f"{label.dtype} of shape {tuple(label.shape)}."
-            )
-        return label.reshape(-1).tolist()
-    items = label if isinstance(label, Sequence) or hasattr(label, "__array__") else [label]
-    try:
-        items = list(items)
-    except TypeError:
-        items = [items]  # a NumPy scalar
-    if any(isinstance(item, bool) for item in items) or isinstance(label, str):
-        raise InputError(f"label {label!r} is not a class index.")
-    try:
-        return [operator.index(item) for item in items]
-    except TypeError as error:
-        raise InputError(
-            f"label {label!r} is not a class index: give an int, one int per item, a tensor of them, "
-            "None for the highest score, or a callable of the model's output."
-        ) from error
+    check_finite(scores)
 
 
 def resolve_target(scores: Tensor, label: Target) -> Tensor:
@@ -151,7 +116,7 @@ def resolve_target(scores: Tensor, label: Target) -> Tensor:
     scores : Tensor
         (N, C) class scores.
     label : int, Tensor, sequence of int or None
-        None picks the highest score, the first one on ties.
+        None picks the highest score, the first one on ties; negative ones count from the end.
 
     Returns
     -------
@@ -163,18 +128,7 @@ def resolve_target(scores: Tensor, label: Target) -> Tensor:
     InputError
         If a label is no index, out of range, or there are not 1 or N of them.
     """
-    n, classes = scores.shape
-    if label is None:
-        positions = torch.arange(classes, device=scores.device).expand(n, classes)
-        at_maximum = scores == scores.amax(1, keepdim=True)
-        return torch.where(at_maximum, positions, classes).amin(1)
-    indices = _as_indices(label)
-    if len(indices) not in (1, n):
-        raise InputError(f"{len(indices)} labels were given for a batch of {n}: give one, or one per item.")
-    for index in indices:
-        if not 0 <= index < classes:
-            raise InputError(f"label {index} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
-    return torch.tensor(indices, device=scores.device).expand(n)
+    return choose(Scores(scores), label, noun="label").index
 
 
 class Question:

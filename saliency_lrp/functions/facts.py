@@ -516,6 +516,7 @@ rows("constant", "is_floating_point is_complex is_contiguous stride storage_offs
 rows("constant", "is_cuda is_nonzero allclose equal isclose any all logical_and logical_or logical_not logical_xor")
 rows("constant", "nonzero count_nonzero unique __invert__ is_signed is_same_size ndimension nelement type_check")
 rows("constant", "is_inference is_set_to untyped_storage is_neg floor_divide _is_view retain_grad register_hook")
+rows("constant", "long int short char byte bool")
 rows("constant", "is_shared is_pinned is_coalesced has_names is_conj")
 rows("constant", "multinomial bernoulli rand_like randn_like randint_like poisson", "random")
 rows("constant", "rand randn randint randperm normal uniform exponential cauchy geometric log_normal random", "random")

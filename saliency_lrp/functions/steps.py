@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .call import Call
@@ -53,6 +54,17 @@ def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, a
 
 def addbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     return added(input, (batch1 @ batch2).sum(0), beta, alpha)
+
+
+def embedding_bag(
+    input: Tensor, weight: Tensor, *args: Any, per_sample_weights: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """Vectors times their weights, then the same bags of those; each vector of ``weight`` is in one place only."""
+    assert per_sample_weights is not None
+    scaled = weight[input.reshape(-1)] * per_sample_weights.reshape(-1, 1)
+    return F.embedding_bag(
+        torch.arange(input.numel(), device=input.device).reshape(input.shape), scaled, *args, **kwargs
+    )
 
 
 def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
@@ -116,6 +128,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     **{f.__name__: f for f in (addcmul, addcdiv, lerp, addmm, addmv, addr, baddbmm, addbmm)},
     **{f.__name__: f for f in (cosine_similarity, pairwise_distance, cdist, var_mean, std_mean, polar, trapezoid)},
     "linalg_multi_dot": multi_dot,
+    "embedding_bag": embedding_bag,
     "trapz": trapezoid,
     "var": variance,
     "std": standard_deviation,
