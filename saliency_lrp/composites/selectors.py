@@ -47,6 +47,11 @@ def any_site() -> Where:
     return Where("any_site()", lambda site: True)
 
 
+def rectifier() -> Where:
+    """Sites that are ReLUs, also bounded above, in whatever spelling."""
+    return Where("rectifier()", lambda site: site.rectifies)
+
+
 def first(n: int = 1) -> Where:
     """Linear sites that read the model's input, moved, scaled or shifted at most; with ``n``, the first ``n`` of a way.
 

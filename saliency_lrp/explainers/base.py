@@ -7,60 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from ..as_written import AsWritten
 from ..engine.start import Scores, check_finite, choose, find_scores
 from ..errors import InputError, ModelCallError
-from .untouched import untouched
+from ..model.as_found import as_found
+from ..model.unwrapped import refusal_of_values, unwrapped
 
 Target = int | Tensor | Sequence[int] | Callable[[Any], Tensor] | None
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Take the user's model out of ``DataParallel`` and ``torch.compile`` wrappers."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
-        else:
-            return model
-
-
-def _is_quantised(module: nn.Module) -> bool:
-    return ".quantized" in type(module).__module__ and not list(module.children())
-
-
-def check_model(model: object) -> None:
-    """Refuse a model that cannot be explained.
-
-    Raises
-    ------
-    InputError
-        For something other than an ``nn.Module``, TorchScript, quantised models, and models
-        without values (on the ``meta`` device).
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            "TorchScript models hide their operations and cannot be explained: pass the Python model "
-            "that was scripted or traced."
-        )
-    if any(_is_quantised(module) for module in model.modules()):
-        raise InputError(
-            "quantised models have no gradients and cannot be explained: pass the float model that was quantised."
-        )
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise InputError(
-            "the model is on the 'meta' device and has no values: load its weights first, for example "
-            "by model.to_empty(device='cpu') and model.load_state_dict(...)."
-        )
 
 
 def check_input(inp: object, what: str = "the input") -> None:
     """Refuse an input tensor that cannot be explained (type, dtype, NaN, inf)."""
     if not isinstance(inp, Tensor):
         raise InputError(f"{what} must be a torch.Tensor with a batch dimension, not {type(inp).__name__}.")
+    if (why := refusal_of_values(inp)) is not None:
+        raise InputError(f"{what} {why}.")
     if not inp.is_floating_point():
         raise InputError(f"{what} must be a floating point tensor, not {inp.dtype}: call .float() on it.")
     if inp.ndim < 2:
@@ -76,14 +39,31 @@ def first_conv(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if isinstance(module, kinds)), None)
 
 
+class GradientsAllTheSame(TorchFunctionMode):
+    """Passes a model's own ``torch.no_grad()``: it says how a value is computed, not what it depends on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not args[0]:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def call_model(model: nn.Module, x: Tensor) -> Any:
+    """The model's output, also where it was made under inference_mode."""
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        # Autograd cannot save tensors made under inference_mode: run on normal copies.
+        state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
+        return torch.func.functional_call(model, state, (x,))
+    return model(x)
+
+
 def run_model(model: nn.Module, x: Tensor) -> Any:
     """Run the model; say which shape it could not take if it raises."""
     try:
-        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-            # Autograd cannot save tensors made under inference_mode: run on normal copies.
-            state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
-            return torch.func.functional_call(model, state, (x,))
-        return model(x)
+        if not torch.is_grad_enabled():
+            return call_model(model, x)
+        with AsWritten(), GradientsAllTheSame():
+            return call_model(model, x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, (InputError, torch.OutOfMemoryError)):
             raise
@@ -194,8 +174,7 @@ class Explainer:
     signed = True
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = unwrap(model)
-        check_model(self.model)
+        self.model = unwrapped(model)
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         """Attribution of the asked score to `x`, like `x`. The model is protected here."""
@@ -227,7 +206,7 @@ class Explainer:
         check_input(inp)
         if inp.shape[0] == 0:
             return torch.zeros_like(inp)
-        with untouched(self.model):
+        with as_found(self.model):
             x = inp.detach().clone()
             result = self.attribute(x, Question(self.model, ind))
         result = result.detach().to(inp)
