@@ -23,7 +23,7 @@ from .engine.coefficient import CoefficientForm
 from .engine.ids import CASTS, SHAPES, IdFollower
 from .engine.reference import ReferenceForm
 from .errors import InputError
-from .functions import HANDLERS, custom
+from .functions import HANDLERS, custom, facts
 from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
 from .functions.rectifiers import rectified, remember_sources
@@ -67,7 +67,16 @@ def inplace_position(func: Callable[..., Any]) -> int | None:
 class Entry:
     """What the interceptor knows of a function: looked up once."""
 
-    __slots__ = ("handler", "name", "always_inplace", "inplace_position", "asks_only", "makes_ids", "reads_no_values")
+    __slots__ = (
+        "handler",
+        "name",
+        "always_inplace",
+        "inplace_position",
+        "asks_only",
+        "makes_ids",
+        "reads_no_values",
+        "may_draw",
+    )
 
     def __init__(self, func: Callable[..., Any]) -> None:
         name = canonical_name(func)
@@ -86,6 +95,8 @@ class Entry:
         #: whether an activation may become ids by it; whether it looks at shapes alone
         self.makes_ids = bare in CASTS
         self.reads_no_values = name in SHAPES
+        #: whether some calls draw random numbers
+        self.may_draw = bool(facts.of(func, bare).random)
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call writes into its first argument."""
@@ -226,6 +237,8 @@ class Interceptor(TorchFunctionMode):
             entry = LOOKED_UP[func] = Entry(func)
         if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             return func(*args, **kwargs)  # inside somebody's autograd.Function, or a transform of torch.func
+        if entry.may_draw:
+            self.note_random(Call(func, entry.name, args, kwargs, [], False, self))
         if self.ids.active and not entry.reads_no_values and self.ids.trails((*args, *kwargs.values())):
             return self.with_ids(func, entry, args, kwargs)
         return self.without_ids(func, entry, args, kwargs)
@@ -402,6 +415,14 @@ class Interceptor(TorchFunctionMode):
         before.superseded = True
         self.folds.setdefault(id(before), []).append((out.grad_fn, out.output_nr))
 
+    def note_random(self, call: Call) -> None:
+        """Say that the model is random, where this call draws random numbers."""
+        if call.says("random"):
+            self.note(
+                f"{call.name} at {call.path!r} draws random numbers in eval mode, too: the model is random, and this "
+                "map is that of one draw"
+            )
+
     def note(self, text: str) -> None:
         """Remember a choice that the user should know of."""
         self.notes[text] = None
@@ -421,6 +442,8 @@ class Interceptor(TorchFunctionMode):
 
     def before_write(self, target: Tensor) -> None:
         """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
+        if target.layout is not torch.strided:
+            return
         self.written.note(target)
         copies: dict[Any, Tensor] = {}
         for site, slot in self.saved.pop(target.untyped_storage().data_ptr(), ()):

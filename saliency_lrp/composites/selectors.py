@@ -47,6 +47,11 @@ def any_site() -> Where:
     return Where("any_site()", lambda site: True)
 
 
+def claims(*names: str) -> Where:
+    """Sites of functions that the table of facts makes these claims of, such as ``"pooling"``."""
+    return Where(f"claims({', '.join(names)})", lambda site: all(name in site.claims for name in names))
+
+
 def rectifier() -> Where:
     """Sites that are ReLUs, also bounded above, in whatever spelling."""
     return Where("rectifier()", lambda site: site.rectifies)

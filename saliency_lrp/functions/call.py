@@ -154,14 +154,14 @@ class Call:
 
     # ------------------------------------------------------------------ the call in other words
 
-    def first_result(self) -> Call:
-        """The same call of a function that returns only the first of its results."""
+    def one_result(self, k: int = 0) -> Call:
+        """The same call of a function that returns only the k-th of its results."""
         func = self.func
 
-        def first(*args: Any, **kwargs: Any) -> Tensor:
-            return func(*args, **kwargs)[0]
+        def one(*args: Any, **kwargs: Any) -> Tensor:
+            return func(*args, **kwargs)[k]
 
-        return Call(first, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+        return Call(one, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
 
     def replace(self, others: dict[int, Tensor]) -> None:
         """Give the call other tensors in place of some of its arguments (by their ``id``)."""
@@ -230,6 +230,8 @@ class Call:
             What is known of the result.
         """
         tensors = self.activations if activations is None else activations
+        if any(t.layout is not torch.strided for t in tensors):
+            return self.interceptor.unknown_natively(self)  # rules know dense tensors only
         site.arity = len(tensors)
         return self.interceptor.form.node(self, site, tensors, gate, nonnegative)
 

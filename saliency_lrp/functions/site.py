@@ -126,6 +126,8 @@ class Site:
     before: Tensor | None = None
     #: whether relevance that passes it would reach zeros
     gives_zeros: bool = False
+    #: What the table of facts says of the function, as far as composites select sites by it.
+    claims: frozenset[str] = frozenset()
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
     takes_several: bool = False
 

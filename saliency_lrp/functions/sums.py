@@ -86,13 +86,13 @@ class CompleteSum(SumSite):
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
-        self.is_average = call.says("average")
+        self.claims = frozenset(claim for claim in ("average", "pooling") if call.says(claim))
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(None if g is None else working(g) for g in self.gradient(c))
 
     def spread(self, amount: Tensor) -> tuple[Tensor, ...] | None:
-        if not self.is_average:
+        if "average" not in self.claims:
             return None
         with torch.no_grad():
             fan_in = working(self.call([torch.ones_like(a) for a in self.inputs]))
