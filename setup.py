@@ -40,6 +40,7 @@ TEST = [
     "setuptools",
     "twine",
     "hypothesis",
+    "expecttest",  # what torch.testing's operator database imports
     "nbval",
     "ipykernel",
     "jupyterlab",
@@ -47,6 +48,7 @@ TEST = [
     "playwright",
     "transformers",
     "einops",
+    "albumentations",
     "zennit",  # a peer to compare with, never a runtime dependency
 ]
 DEV = [*TEST, "ruff", "mypy", "coverage"]

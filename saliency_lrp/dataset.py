@@ -7,7 +7,6 @@ batch is its chunk of ``status``; a batch without it is explained again, to the 
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -28,8 +27,11 @@ from torch import Tensor, nn
 
 from . import composites
 from .composites import Composite
+from .engine.start import choose, find_scores
 from .errors import InputError
-from .propagator import RelevancePropagator, unwrapped
+from .model.devices import on_device
+from .model.unwrapped import unwrapped
+from .propagator import RelevancePropagator
 from .rules import Rule
 
 if TYPE_CHECKING:
@@ -373,10 +375,8 @@ def _scores(output: Any, target: Any, asked: Any, n: int) -> tuple[Tensor, Tenso
     if callable(asked):
         value = asked(output)
         return torch.full((n,), -1), value.detach().reshape(n, -1).sum(1)
-    scores = output if isinstance(output, Tensor) else output["logits"]
-    index = scores.argmax(1) if target is None else torch.as_tensor(target, device=scores.device).expand(n)
-    index = index % scores.shape[1]
-    return index, scores.gather(1, index[:, None])[:, 0].float()
+    chosen = choose(find_scores(output), target)
+    return chosen.index, chosen.values.float()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -570,21 +570,6 @@ def finish(job: Job, here: int, seconds: float) -> DatasetSummary:
     listed = [{"item": k, "name": name, "reason": reason} for k, name, reason in skipped]
     store.attrs.update({"explained": explained, "skipped": listed, "complete": summary.complete})
     return summary
-
-
-@contextlib.contextmanager
-def on_device(model: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """The model on a device for a while."""
-    parameter = next(model.parameters(), None)
-    home = None if parameter is None else parameter.device
-    if device is None or home is None or home == device:
-        yield
-        return
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
 
 
 def _bar(batches: list[int], job: Job, shown: bool) -> Iterator[int]:

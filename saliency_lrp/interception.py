@@ -19,15 +19,19 @@ from torch.utils.hooks import RemovableHandle
 
 from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
+from .engine.coefficient import CoefficientForm
+from .engine.ids import CASTS, SHAPES, IdFollower
+from .engine.reference import ReferenceForm
 from .errors import InputError
-from .functions import HANDLERS, custom
+from .functions import HANDLERS, custom, facts
 from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
+from .functions.rectifiers import rectified, remember_sources
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
-from .functions.site import Held, Site, iter_tensors
+from .functions.site import OUTPUT, Held, Site, iter_tensors
 from .functions.unknown import unknown
-from .model.written import Written
+from .model.written import TAG, Written
 from .report import Account
 from .rules import Gradient, Rule, vanishes
 
@@ -36,9 +40,6 @@ UNSEEN = "computed where no call can be seen: a scripted or traced function, tor
 
 #: What would have something run, or be kept, when relevance reaches a tensor.
 HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
-
-#: Where a tensor's tag is kept.
-TAG = "_saliency_lrp"
 
 
 # ------------------------------------------------------------------------------------------------ names of functions
@@ -66,7 +67,16 @@ def inplace_position(func: Callable[..., Any]) -> int | None:
 class Entry:
     """What the interceptor knows of a function: looked up once."""
 
-    __slots__ = ("handler", "name", "always_inplace", "inplace_position", "asks_only")
+    __slots__ = (
+        "handler",
+        "name",
+        "always_inplace",
+        "inplace_position",
+        "asks_only",
+        "makes_ids",
+        "reads_no_values",
+        "may_draw",
+    )
 
     def __init__(self, func: Callable[..., Any]) -> None:
         name = canonical_name(func)
@@ -82,6 +92,11 @@ class Entry:
         self.handler = handler or unknown
         #: whether relevance ends here and nothing is written: sizes, comparisons, ...
         self.asks_only = self.handler is constant and not self.always_inplace
+        #: whether an activation may become ids by it; whether it looks at shapes alone
+        self.makes_ids = bare in CASTS
+        self.reads_no_values = name in SHAPES
+        #: whether some calls draw random numbers
+        self.may_draw = bool(facts.of(func, bare).random)
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call writes into its first argument."""
@@ -103,6 +118,7 @@ class Binding:
         self.names = names
         #: what the composite that was chosen before the forward pass asks of activations
         self.needs_preactivation = composite.needs_preactivation
+        self.seeks_rectifiers = composite.seeks_rectifiers
         self.account: Account | None = None
         self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
@@ -168,9 +184,18 @@ class Binding:
 class Interceptor(TorchFunctionMode):
     """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
 
-    def __init__(self, binding: Binding, names: dict[int, str], sites: list[Site], within: Site | None = None) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        names: dict[int, str],
+        sites: list[Site],
+        within: Site | None = None,
+        form: ReferenceForm | CoefficientForm | None = None,
+    ) -> None:
         super().__init__()
         self.binding = binding
+        #: what autograd carries
+        self.form = form or ReferenceForm()
         self.names = names
         self.sites = sites
         self.within = within
@@ -180,9 +205,9 @@ class Interceptor(TorchFunctionMode):
             (within.path, within.module) if within is not None else ("", None)
         ]
         self.saved: dict[int, list[tuple[Site | Held, int | str]]] = {}
-        self.integer_inputs: dict[int, Tensor] = {}
-        self.embedded: list[tuple[Tensor, Tensor]] = []
         self.roots: list[Tensor] = []
+        #: what becomes of integer inputs
+        self.ids = IdFollower(self)
         #: what modules gave that do not depend on the input, by their path
         self.constants: dict[str, Tensor] = {}
         #: where constants lie that were joined to activations (class tokens, padding)
@@ -212,19 +237,36 @@ class Interceptor(TorchFunctionMode):
             entry = LOOKED_UP[func] = Entry(func)
         if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             return func(*args, **kwargs)  # inside somebody's autograd.Function, or a transform of torch.func
+        if entry.may_draw:
+            self.note_random(Call(func, entry.name, args, kwargs, [], False, self))
+        if self.ids.active and not entry.reads_no_values and self.ids.trails((*args, *kwargs.values())):
+            return self.with_ids(func, entry, args, kwargs)
+        return self.without_ids(func, entry, args, kwargs)
+
+    def with_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that reads integers which come from the model's input."""
+        activations, _ = self.activations(args, kwargs)
+        if not activations:
+            writes = entry.writes(args, kwargs)
+            if writes and isinstance(args[0], Tensor):
+                self.before_write(args[0])
+            return self.ids.call(func, entry.name, writes, args, kwargs)
+        if entry.name == "embedding_bag" and not any(args[1] is t for t in activations):
+            return self.ids.call(func, entry.name, False, args, kwargs)
+        return self.without_ids(func, entry, *(self.ids.beside_activations(entry.name, args, kwargs) or (args, kwargs)))
+
+    def without_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Any other call: of activations, parameters and constants."""
         if entry.asks_only:
             if entry.name in HOOKS and args[0].requires_grad:
-                return RemovableHandle(
-                    OrderedDict()
-                )  # hooks of the model are about gradients: they never run on relevance
+                return RemovableHandle(OrderedDict())  # the model's hooks are about gradients, not relevance
             with torch.no_grad():
-                return func(*args, **kwargs)
+                out = func(*args, **kwargs)
+            return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
         activations, parameters = self.activations(args, kwargs)
         if not activations:
             if args and isinstance(args[0], Tensor) and entry.writes(args, kwargs):
                 self.before_write(args[0])
-            if self.integer_inputs and entry.name in ("embedding", "embedding_bag"):
-                return self.embed(func, args, kwargs)
             if parameters:
                 with torch.no_grad():  # parameters are constants, whether or not they require grad
                     return func(*args, **kwargs)
@@ -235,7 +277,16 @@ class Interceptor(TorchFunctionMode):
         if call.inplace and args[0].requires_grad and args[0].is_leaf:  # as a model may under no_grad
             self.note(f"{call.name} at {call.path!r} writes into a parameter; what it writes there gets no relevance")
             return call.constant()
-        return entry.handler(call)
+        out = self.seek_rectifier(entry, call) if self.binding.seeks_rectifiers else entry.handler(call)
+        return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
+
+    def seek_rectifier(self, entry: Entry, call: Call) -> Any:
+        """Carry out a call, as a ReLU if it spells one."""
+        out = rectified(call)
+        if out is None:
+            out = entry.handler(call)
+            remember_sources(call, out)
+        return None if call.name == "__setitem__" else out
 
     def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
         """Arguments that depend on the model's input, each once; and whether others require grad."""
@@ -253,15 +304,19 @@ class Interceptor(TorchFunctionMode):
                 continue
             if not found or not any(t is a for a in found):
                 found.append(t)
-                self.read(getattr(t, TAG))
+                self.read(t, getattr(t, TAG))
         return found, parameters
 
-    @staticmethod
-    def read(tag: Tag) -> None:
+    def read(self, t: Tensor, tag: Tag) -> None:
         """Another call reads an activation: a ReLU is then not all that relevance comes back from."""
         tag.readers += 1
-        if tag.site is not None and tag.site.cut:
-            tag.site.result, tag.site.cut = None, False
+        site = tag.site
+        if site is not None and site.cut:
+            with torch._C.DisableTorchFunction():
+                site.result, site.cut = t.detach(), False
+            self.remember(site.result, site, OUTPUT)
+        if site is not None:
+            site.before = None
 
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
@@ -272,6 +327,7 @@ class Interceptor(TorchFunctionMode):
         found = origin(t, self.token, self.binding, self.roots)
         if found.depth is None:
             return False
+        self.form.refuse("what made an activation was not seen")
         self.report_foreign(found)
         mark(t, self.token, found.depth)
         self.tag(t, Tag(self.token, depth=found.depth))
@@ -284,6 +340,8 @@ class Interceptor(TorchFunctionMode):
 
     def rewritten(self, t: Tensor) -> None:
         """An activation was written into, perhaps through a view: what was known of it no longer holds."""
+        if getattr(t, TAG).final:
+            self.form.refuse("the model writes into its input")
         found = origin(t, self.token, self.binding, self.roots)
         self.report_foreign(found)
         self.tag(t, Tag(self.token, depth=max(found.depth or 0, getattr(t, TAG).depth)))
@@ -292,7 +350,7 @@ class Interceptor(TorchFunctionMode):
         """Name what was computed where no call could be seen."""
         if not found.foreign:
             return
-        self.opaque = True
+        self.send_to_zeros("a function whose calls cannot be seen")
         unseen = []
         for node in found.foreign:
             if is_custom(node):
@@ -319,17 +377,28 @@ class Interceptor(TorchFunctionMode):
         setattr(t, TAG, tag)
         return t
 
+    def enter(self, leaf: Tensor) -> Tensor:
+        """The tensor that the model gets for an input (or embedding) at which relevance is read."""
+        self.roots.append(leaf)
+        t = leaf.clone()
+        tag = Tag(self.token)
+        tag.final = self.form.early
+        return self.tag(t, tag)
+
     def tag_routed(self, call: Call, out: Any) -> Any:
         """Tag the results of a routing call with what all of its inputs have in common."""
         gate, nonnegative = call.gate(), call.nonnegative()
-        depth = max((getattr(a, TAG).depth for a in call.activations), default=0)
+        tags = [getattr(a, TAG) for a in call.activations]
+        depth, final = max((t.depth for t in tags), default=0), all(t.final for t in tags)
         written = (call.args[0],) if call.inplace else ()
         if written:
             self.wrote(call.args[0], depth)
         for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # noqa: UP038  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
                 mark(t, self.token, depth)
-                self.tag(t, Tag(self.token, None, gate, nonnegative, depth))
+                tag = Tag(self.token, None, gate, nonnegative, depth)
+                tag.final = final
+                self.tag(t, tag)
         return out
 
     def register(self, site: Site) -> int:
@@ -345,6 +414,14 @@ class Interceptor(TorchFunctionMode):
         """A batch norm, whose output is ``out``, was folded into the linear site before it."""
         before.superseded = True
         self.folds.setdefault(id(before), []).append((out.grad_fn, out.output_nr))
+
+    def note_random(self, call: Call) -> None:
+        """Say that the model is random, where this call draws random numbers."""
+        if call.says("random"):
+            self.note(
+                f"{call.name} at {call.path!r} draws random numbers in eval mode, too: the model is random, and this "
+                "map is that of one draw"
+            )
 
     def note(self, text: str) -> None:
         """Remember a choice that the user should know of."""
@@ -365,6 +442,8 @@ class Interceptor(TorchFunctionMode):
 
     def before_write(self, target: Tensor) -> None:
         """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
+        if target.layout is not torch.strided:
+            return
         self.written.note(target)
         copies: dict[Any, Tensor] = {}
         for site, slot in self.saved.pop(target.untyped_storage().data_ptr(), ()):
@@ -380,11 +459,11 @@ class Interceptor(TorchFunctionMode):
     def unknown_natively(self, call: Call) -> Any:
         """Run a call that cannot be made a site; report it if its results carry relevance."""
         out = call.native()
-        self.opaque = True
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if call.inplace:
             results.append(call.args[0])
         if any(t.requires_grad for t in results):
+            self.send_to_zeros(f"{call.name}, which is not in the table of functions")
             self.unknown_call(call.name, "its results cannot be given a rule of their own")
             depth = max(getattr(a, TAG).depth for a in call.activations)
             for t in results:
@@ -393,6 +472,11 @@ class Interceptor(TorchFunctionMode):
                     self.tag(t, Tag(self.token, depth=depth))
         return out
 
+    def send_to_zeros(self, what: str) -> None:
+        """Something runs as it is that may send relevance to an activation that is 0."""
+        self.opaque = True
+        self.form.refuse(what)
+
     def unknown_call(self, name: str, why: str, how: str = "relevance passes it like a gradient") -> None:
         """Report a call that has no rule of its own."""
         path = self.location()[0]
@@ -400,16 +484,3 @@ class Interceptor(TorchFunctionMode):
         if self.binding.unknown == "error":
             raise InputError(text + ". Use unknown='warn' to get a map all the same")
         self.note("unknown: " + text)
-
-    def embed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An embedding of an integer input: its result is where relevance of that input ends."""
-        with torch.no_grad():
-            out = func(*args, **kwargs)
-        for t in iter_tensors(args, kwargs):
-            source = self.integer_inputs.get(t.untyped_storage().data_ptr())
-            if source is not None and isinstance(out, Tensor) and out.shape[:-1] == t.shape:
-                leaf = out.detach().requires_grad_(True)
-                self.roots.append(leaf)
-                self.embedded.append((source, leaf))
-                return self.tag(leaf.clone(), Tag(self.token))
-        return out

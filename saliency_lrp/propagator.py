@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import threading
 import warnings
@@ -18,18 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, saved_tensors_hooks
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from . import composites
-from .as_written import as_written
+from .as_written import AsWritten
 from .composites import Composite
 from .constants import Constants
+from .engine import start
+from .engine.coefficient import CoefficientForm
+from .engine.inputs import Arguments, without_graph
+from .engine.nodes import NoCoefficient
 from .errors import InputError, ModelCallError, unknown_name
-from .functions.call import Tag
 from .functions.site import Site
 from .interception import TAG, Binding, Interceptor
 from .model import graph_free
-from .model_state import evaluating, named_modules, unwrapped
+from .model.as_found import Calling, as_found
+from .model.unwrapped import named_modules, unwrapped
 from .places import ModuleCall, Place, Watch, only
 from .report import Account, Report, total
 from .rules import Rule
@@ -48,6 +53,8 @@ class RelevancePropagator:
     unknown : {"warn", "error"}
         What to do where relevance reaches a function that is not in the table: report it in the account and share
         relevance by a first-order expansion, or raise.
+    constants : sequence of str or int
+        Inputs that are not explained (masks, adjacency matrices), by the name of the argument or by position.
 
     Examples
     --------
@@ -55,12 +62,21 @@ class RelevancePropagator:
     >>> R = trace.relevance(target=3)
     """
 
-    def __init__(self, model: nn.Module, composite: str | Composite | Rule = "auto", unknown: str = "warn") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str | Composite | Rule = "auto",
+        unknown: str = "warn",
+        constants: Sequence[str | int] = (),
+    ) -> None:
         if unknown not in ("warn", "error"):
             raise unknown_name("choice for unknown=", unknown, ("warn", "error"))
         self.model = unwrapped(model)
         self.composite = composites.get(composite)
         self.unknown = unknown
+        self.constants = constants
+        #: why explanations by this composite need the reference form, once that is known
+        self.reference_only = ""
 
     def trace(self, *args: Any, **kwargs: Any) -> Trace:
         """Run the model once, in eval mode, and record it.
@@ -69,13 +85,46 @@ class RelevancePropagator:
         ----------
         *args, **kwargs
             The model's own arguments. Floating-point tensors among them receive relevance, and integer tensors that
-            the model embeds (token ids).
+            the model looks something up by (token ids, categories) or computes with (pictures of 8 or 16 bits).
+            ``constants=``, unless the model has an argument of that name, is that of the propagator, for this call.
 
         Returns
         -------
         Trace
         """
-        return Trace(self.model, args, kwargs, self.composite, self.unknown)
+        return self._record(args, kwargs, bound=False)
+
+    def bound_trace(self, *args: Any, **kwargs: Any) -> Trace:
+        """As :meth:`trace`, for maps of the inputs by this propagator's own composite: faster, and in less memory.
+
+        The rules are bound in the forward pass, so that most calls run as they are, and relevance is carried as a
+        coefficient (see ``saliency_lrp/engine/coefficient.py``). Such a trace can be asked anything; for what it was
+        not made for (other composites, an account, layers, conditions, rules that have no coefficient) it runs the
+        model once more, with nothing bound.
+        """
+        trace = self._record(args, kwargs, bound=not self.reference_only)
+        trace.when_unbound = self._remember
+        if trace.reason:
+            self._remember(trace.reason)
+        return trace
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], bound: bool) -> Trace:
+        constants = self.constants
+        if "constants" in kwargs and not takes(self.model, "constants"):
+            constants = kwargs.pop("constants")
+        return Trace(self.model, args, kwargs, self.composite, self.unknown, constants, bound)
+
+    def _remember(self, reason: str) -> None:
+        """Next time, go to the reference form at once."""
+        self.reference_only = reason
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether ``forward`` has a parameter of this name."""
+    try:
+        return name in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 Target = Any
@@ -98,6 +147,15 @@ def _what_failed(error: Exception, model: nn.Module, inputs: Any) -> str:
     )
 
 
+def working_dtype(model: nn.Module) -> torch.dtype:
+    """The floating-point type that the model computes in."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+#: A tensor inside the graph, and the relevance that starts there.
+Start = tuple[Tensor | GradientEdge, Tensor]
+
+
 #: What autograd says that it cannot do -> the way to record the forward pass that spares it that.
 OTHER_WAYS = {
     # the model writes into what chunk() and its like returned, which autograd only allows for views one by one
@@ -107,13 +165,66 @@ OTHER_WAYS = {
 }
 
 
+def in_either_form(explain: Callable[..., Any]) -> Callable[..., Any]:
+    """Explanations that a bound trace makes as it is, where it has coefficients; else it is recorded once more."""
+
+    signature = inspect.signature(explain)
+
+    @functools.wraps(explain)
+    def run(self: Trace, *args: Any, **options: Any) -> Any:
+        if self.bound:
+            asked = signature.bind(self, *args, **options).arguments
+            target = asked.get("target", asked.get("targets"))
+            self._asked_last = target[0] if isinstance(target, list) and target else target, asked.get("seed", "logit")
+            if not any(asked.get(name) for name in ("composite", "account", "condition", "at")):
+                try:
+                    return explain(self, *args, **options)
+                except NoCoefficient as reason:
+                    why = str(reason)
+                except RuntimeError as error:
+                    if "modified by an inplace operation" not in str(error):
+                        raise
+                    why = str(error)
+                if why != ON_ZERO:
+                    self.when_unbound(why)
+            else:
+                why = "more was asked for than maps by the composite that was bound"
+            self._unbind(why)
+        return explain(self, *args, **options)
+
+    return run
+
+
+def in_reference_form(explain: Callable[..., Any]) -> Callable[..., Any]:
+    """Explanations that need the reference form."""
+
+    @functools.wraps(explain)
+    def run(self: Trace, *args: Any, **options: Any) -> Any:
+        self._unbind(f"{explain.__name__} was asked for")
+        return explain(self, *args, **options)
+
+    return run
+
+
+#: Why a seed may have no coefficient, whatever the model.
+ON_ZERO = "relevance starts at an output that is 0"
+
+
+def as_coefficient(R: Tensor, out: Tensor) -> Tensor:
+    """R / output; an output that is 0 can have no relevance."""
+    zero = out == 0
+    if bool((zero & (R != 0)).any()):
+        raise NoCoefficient(ON_ZERO)
+    return torch.where(zero, 0.0, R / out)
+
+
 class Trace:
     """One recorded forward pass; explanations of it are backward passes only.
 
     Attributes
     ----------
     output
-        The model's own output, bit for bit, detached.
+        The model's own output, bit for bit, without a graph.
     sites : list of Site
         Every call that relevance can pass through, in execution order.
     """
@@ -125,8 +236,11 @@ class Trace:
         kwargs: dict[str, Any],
         composite: Composite,
         unknown: str,
+        constants: Sequence[str | int] = (),
+        bound: bool = False,
     ) -> None:
         self.composite = composite
+        self._arguments = Arguments(model, args, kwargs, constants)
         self._model = model
         self._collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
         modules = named_modules(model)
@@ -136,12 +250,41 @@ class Trace:
         self.calls: dict[str, list[ModuleCall]] = {}
         self._lock = threading.RLock()
         self._freed = False
-        self._last: tuple[Any, Any, Any] | None = None
+        self._last: tuple[Start, Any] | None = None
         self._report: Report | None = None
+        #: why relevance has no coefficient here, where that was tried; and who wants to know
+        self.reason = ""
+        self.when_unbound: Callable[[str], None] = lambda reason: None
+        self._modules = modules
+        self._asked_last: tuple[Any, Any] = (None, "logit")
+        if not bound or not self._record_bound():
+            self._record()
+
+    # ------------------------------------------------------------------ recording
+
+    @property
+    def bound(self) -> bool:
+        """Whether the composite was bound in the forward pass, so that autograd carries coefficients."""
+        return self._interceptor.form.early
+
+    def _record_bound(self) -> bool:
+        """Record with the composite bound, if relevance has a coefficient all the way."""
+        try:
+            if any(a.value.is_complex() for a in self._arguments.tensors):
+                raise NoCoefficient("the input is complex")
+            self._forward(self._model, self._modules, no_copies=True, form=CoefficientForm(self.composite))
+            self._finish()
+        except (NoCoefficient, RuntimeError, ModelCallError) as why:
+            self.reason = str(why)
+            return False
+        return True
+
+    def _record(self) -> None:
+        """Record with nothing bound: every call a node that hands relevance on, by any rule."""
         ways: dict[str, bool] = {}
         while True:
             try:
-                self._forward(model, modules, args, kwargs, **ways)
+                self._forward(self._model, self._modules, **ways)
                 break
             except RuntimeError as error:
                 other = next((way for message, way in OTHER_WAYS.items() if message in str(error)), None)
@@ -150,44 +293,44 @@ class Trace:
                 ways[other] = True
         self._finish()
 
-    # ------------------------------------------------------------------ recording
+    def _unbind(self, why: str) -> None:
+        """Go over to the reference form, which serves everything, by running the model once more."""
+        if self.bound:
+            self.reason, self._freed = why, False
+            self._record()
+            self._last = (self._start(*self._asked_last), None)
 
     def _forward(
         self,
         model: nn.Module,
         modules: Iterable[nn.Module],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         single_views: bool = False,
         no_copies: bool = False,
+        form: CoefficientForm | None = None,
     ) -> None:
         """Run the model with hooks and interception on; whatever happens, nothing is left behind on it."""
         self.sites.clear()
         self.calls.clear()
-        self._interceptor = Interceptor(self.binding, self.binding.names, self.sites)
+        self._interceptor = Interceptor(self.binding, self.binding.names, self.sites, form=form)
         self._interceptor.single_views = single_views
         self._raw: Any = None
-        args, kwargs = self._enter(args, kwargs)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            passed = stack.enter_context(as_written())
-            stack.enter_context(evaluating(model, modules))
-            stack.callback(self._free_of_graphs, modules)
-            # without these hooks, autograd refuses models that write into what a max pooling, say, has read
-            if not no_copies:
-                stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
-            watch = Watch(self._interceptor, self.calls)
-            stack.callback(watch.remove)
-            stack.enter_context(self._interceptor)
+        args, kwargs = self._enter()
+        watch = Watch(self._interceptor, self.calls)
+        # without these hooks, autograd refuses models that write into what a max pooling, say, has read
+        packing = saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0])
+        with as_found(model, modules, patched=False) as frame, AsWritten() as written:
+            frame.undoing(functools.partial(self._free_of_graphs, modules))
+            frame.undoing(watch.remove)
+            watch.listen()
             try:
-                self._raw = model(*args, **kwargs)
+                with contextlib.nullcontext() if no_copies else packing, self._interceptor:
+                    self._raw = model(*args, **kwargs)
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 if isinstance(error, InputError | torch.OutOfMemoryError):
                     raise
                 raise ModelCallError(_what_failed(error, model, (args, kwargs))) from error
         self._interceptor.saved.clear()
-        for what in passed:
+        for what in written.passed:
             self._interceptor.note(f"{what} inside the model is passed, as torch.no_grad() is: relevance goes on there")
 
     def _free_of_graphs(self, modules: Iterable[nn.Module]) -> None:
@@ -196,40 +339,43 @@ class Trace:
         self._raw = graph_free.apart(self._raw, (*written, *(b for m in modules for b in m._buffers.values())))
         graph_free.free(written, modules)
 
-    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Each tensor input as a copy that relevance can be read at; nothing writes into the caller's tensors."""
-        values, spec = tree_flatten((args, kwargs))
-        self._check_inputs([t for t in values if isinstance(t, Tensor) and t.is_floating_point()])
-        self._leaves: list[tuple[str, Tensor]] = []
+    def _enter(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, with each tensor a copy that relevance can be read at; the caller's are never written into."""
+        self._arguments.check()
+        interceptor = self._interceptor
+        interceptor.ids.result_dtype = working_dtype(self._model)
+        given = []
         with torch.inference_mode(False), torch.enable_grad():
-            for k, t in enumerate(values):
-                if not isinstance(t, Tensor):
-                    continue
-                if t.is_floating_point() or t.is_complex():
+            for argument in self._arguments.tensors:
+                t = argument.value
+                if argument.constant or not (argument.is_number or argument.is_integer):
+                    given.append(t.detach())
+                elif argument.is_number:
                     leaf = t.detach().clone() if t.is_inference() else t.detach()
-                    leaf = leaf.requires_grad_(True)
-                    self._leaves.append(("float", leaf))
-                    self._interceptor.roots.append(leaf)
-                    values[k] = self._interceptor.tag(leaf.clone(), Tag(self._interceptor.token))
-                elif not t.is_floating_point() and t.dtype != torch.bool:
-                    self._interceptor.integer_inputs[t.untyped_storage().data_ptr()] = t
-        return tree_unflatten(values, spec)
-
-    @staticmethod
-    def _check_inputs(tensors: list[Tensor]) -> None:
-        """Nothing that is not finite, but -inf after the first tensor, where it stands in masks."""
-        for k, t in enumerate(tensors):
-            if t.is_meta:
-                raise InputError(f"input {k} is on the meta device and has no values")
-            bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
-            if bool(bad.any()):
-                raise InputError(
-                    f"input {k}, of shape {tuple(t.shape)}, has {int(bad.sum())} values that are NaN or infinite; "
-                    "clean it first"
-                )
+                    argument.leaf = leaf.requires_grad_(True)
+                    interceptor.ids.floats.append(argument.name)
+                    given.append(interceptor.enter(leaf))
+                else:
+                    given.append(interceptor.ids.start(argument))
+        return self._arguments.filled(given)
 
     def _finish(self) -> None:
         """Ranks of the linear sites, and which site made the output."""
+        self.binding.linear_count = self._interceptor.form.linear_count if self.bound else self._rank()
+        for t in tree_leaves(self._raw):
+            tag = getattr(t, TAG, None) if isinstance(t, Tensor) else None
+            if tag is None and isinstance(t, Tensor) and t.requires_grad:
+                self._interceptor.adopt(t)  # made by a custom autograd.Function, which is reported
+            if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
+                tag.site.is_output = tag.site.kind != "softmax" or not tag.readers  # else weights of attention
+                if not self.bound:
+                    self._interceptor.read(t, tag)
+        for text in (*self._arguments.notes, *self._interceptor.ids.remarks()):
+            self._interceptor.note(text)
+        self.output = without_graph(self._raw)
+
+    def _rank(self) -> int:
+        """Number the linear sites; returns how many there are."""
         rank = 0
         for site in self.sites:
             if site.kind == "linear":
@@ -237,22 +383,11 @@ class Trace:
                 rank += not site.superseded
             elif site.kind == "recurrent":
                 rank += 1  # what follows it is not the first layer
-        self.binding.linear_count = rank
-        for t in tree_leaves(self._raw):
-            tag = getattr(t, TAG, None) if isinstance(t, Tensor) else None
-            if tag is None and isinstance(t, Tensor) and t.requires_grad:
-                self._interceptor.adopt(t)  # made by a custom autograd.Function, which is reported
-            if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
-                tag.site.is_output = True
-                self._interceptor.read(tag)
-        for source in self._interceptor.integer_inputs.values():
-            for owner, leaf in self._interceptor.embedded:
-                if owner is source:
-                    self._leaves.append(("embedding", leaf))
-        self.output = tree_map_only(Tensor, lambda t: t.detach(), self._raw)
+        return rank
 
     # ------------------------------------------------------------------ explaining
 
+    @in_either_form
     def relevance(
         self,
         target: Target = None,
@@ -261,18 +396,24 @@ class Trace:
         account: bool = False,
         retain: bool = True,
         condition: Mapping[str, Any] | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
+        at: str | None = None,
+        index: Any = None,
+    ) -> Any:
         """Relevance of the model's inputs.
 
         Parameters
         ----------
         target : None, int, tensor, tuple, callable or list
             What is explained: the arg-max of each item (first on ties), one class for all items, one class per item
-            (tensor or tuple), or a callable of the model's output that gives one value per item (segmentation,
-            detection, regression). A *list* of any of these asks for several maps, by one batched backward pass.
-        seed : {"logit", "one", "contrastive"}, tensor or callable
-            What starts at the output: the target's value, 1, the target's value against an equal share of its
-            negative on all other classes (Gu et al. 2018), or any relevance shaped like the output.
+            (tensor or tuple; negative ones count from the end), or a callable of the model's output that gives one
+            value per item (segmentation, detection, regression). Of a language model, whose output is (N, T, tokens):
+            the most likely next token, a token at the last position (the last that is no padding, by an
+            ``attention_mask``), or a pair (position, token). A *list* of any of these asks for several maps, by one
+            batched backward pass.
+        seed : {"logit", "one", "contrastive", "softmax"}, tensor or callable
+            What starts at the output: the target's value; 1; the target's value against an equal share of its
+            negative on all other classes (Gu et al. 2018); every score times the derivative of the target's
+            log-softmax by it (the class against what competes with it); or any relevance shaped like the output.
         composite : str, Composite or Rule, optional
             Other rules than the propagator's; no new forward pass is made.
         account : bool
@@ -284,22 +425,35 @@ class Trace:
             these parts of these modules' outputs. Maps a module path to channel indices (axis 1; the last axis of
             (items, tokens, features)), a mask that broadcasts to the output, or a callable of the relevance there.
             It acts below that output: :meth:`layer_relevance` of the very module is what arrived there.
+        at : str, optional
+            Explain neurons inside the model instead of the output: the path of a module (its last call). The model
+            runs once more, to see their values.
+        index : int, slice or tuple of those, optional
+            Which neurons of each item of that module's output, such as ``(channel, y, x)`` or ``(token, feature)``;
+            all of them by default.
 
         Returns
         -------
-        Tensor, or tuple of Tensor
-            Signed, shape, dtype and device of the input; one per tensor input that receives relevance. For token ids:
-            one value per token. For a list of K targets: stacked, (K, ...).
+        Tensor, tuple of Tensor or dict of Tensor
+            Signed, shape and device of the input: a tensor for one input that receives relevance, a tuple in the order
+            of the arguments for several, a dict where inputs were given by name. For ids: one value per id. For a
+            list of K targets: stacked, (K, ...).
         """
-        if isinstance(target, list):
+        if at is not None:
+            begun = self._start_inside(at, index, target, seed)
+        elif index is not None:
+            raise InputError(f"index={index!r} says which neurons of a module; name the module by at=")
+        elif isinstance(target, list):
             return self._stacked(target, seed, composite, account, condition)
-        (maps,) = self._run([self._start(target, seed)], composite, account, retain, (), condition)[0]
-        self._last = None if account else (target, seed, composite)  # what report() would still have to run
+        else:
+            begun = self._start(target, seed)
+        (maps,) = self._run([begun], composite, account, retain, (), condition)[0]
+        self._last = None if account else (begun, composite)  # what report() would still have to run
         return maps
 
     def _stacked(
         self, targets: list[Target], seed: Any, composite: Any, account: bool, condition: Mapping[str, Any] | None
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Any:
         """The maps of several targets; the account, where asked for, is that of the first."""
         if not targets:
             raise InputError("target is an empty list; give at least one target")
@@ -309,18 +463,21 @@ class Trace:
                 self.relevance(targets[0], seed, composite, account=True, condition=condition)
         else:
             maps = self.relevances(targets, seed, composite)
-            self._last = (targets[0], seed, composite)
+            self._last = (self._start(targets[0], seed), composite)
+        if isinstance(maps[0], dict):
+            return {name: torch.stack([R[name] for R in maps]) for name in maps[0]}
         if isinstance(maps[0], tuple):
             return tuple(torch.stack(values) for values in zip(*maps, strict=True))
         return torch.stack(maps)
 
+    @in_either_form
     def relevances(
         self,
         targets: Sequence[Target],
         seed: Any = "logit",
         composite: str | Composite | Rule | None = None,
         batched: bool = True,
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Any]:
         """Several maps from one forward pass, one per target, by one batched backward pass.
 
         Parameters
@@ -341,6 +498,7 @@ class Trace:
                     raise  # else some view or routing function of the model has no batched gradient
         return [self._run([start], composite, False, True, ())[0][0] for start in starts]
 
+    @in_reference_form
     def layer_relevance(
         self,
         name: str | Sequence[str],
@@ -373,11 +531,13 @@ class Trace:
         names = [name] if isinstance(name, str) else list(name)
         found = {n: self._places(n, which, call) for n in names}
         places = tuple(place for group in found.values() for place in group)
-        _, at = self._run([self._start(target, seed)], composite, False, True, places, condition)
-        self._last = (target, seed, composite)
+        begun = self._start(target, seed)
+        _, at = self._run([begun], composite, False, True, places, condition)
+        self._last = (begun, composite)
         values = _grouped(at, found)
         return values[name] if isinstance(name, str) else values
 
+    @in_reference_form
     def all_relevance(
         self,
         layers: Sequence[str],
@@ -402,10 +562,12 @@ class Trace:
         """
         found = {name: self._places(name, "output", -1) for name in layers}
         places = tuple(place for group in found.values() for place in group)
-        (maps,), at = self._run([self._start(target, seed)], composite, False, retain, places)
-        self._last = (target, seed, composite)
+        begun = self._start(target, seed)
+        (maps,), at = self._run([begun], composite, False, retain, places)
+        self._last = (begun, composite)
         return maps, _grouped(at, found)
 
+    @in_reference_form
     def parameter_relevance(
         self, target: Target = None, seed: Any = "logit", composite: str | Composite | Rule | None = None
     ) -> dict[str, Tensor]:
@@ -465,115 +627,92 @@ class Trace:
 
     # ------------------------------------------------------------------ the start
 
-    def _tensor_output(self) -> Tensor:
-        """The part of the output that class scores are read from."""
-        raw = self._raw
-        if isinstance(raw, Tensor):
-            return raw
-        if isinstance(raw, dict) and isinstance(raw.get("logits"), Tensor):
-            return raw["logits"]
-        if isinstance(raw, dict) and isinstance(raw.get("out"), Tensor):
-            return raw["out"]
-        tensors = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.requires_grad]
-        if not tensors:
-            raise InputError(f"the model's output has no tensor that depends on its input: {type(raw).__name__}")
-        return tensors[0]
+    def scores(self) -> start.Scores:
+        """The part of the output that classes are read from."""
+        return start.find_scores(self._raw)
 
-    def _start(self, target: Target, seed: Any) -> tuple[Tensor, Tensor]:
+    def choose(self, target: Target) -> start.Choice:
+        """Which number of each item's scores a target means."""
+        found = self.scores()
+        last = None
+        if found.values.dim() == 3:
+            last = start.last_positions(self._arguments.padding_mask(), found.values.shape[1])
+        return start.choose(found, target, last)
+
+    def _start(self, target: Target, seed: Any) -> Start:
         """The tensor that relevance starts at, and that relevance."""
-        if not (isinstance(seed, Tensor) or callable(seed) or seed in SEEDS):
-            raise unknown_name("seed", seed, SEEDS)
-        out = self._asked(target) if callable(target) else self._tensor_output()
+        self._check_alive()
+        start.check_seed(seed)
+        out = self._asked(target) if callable(target) else self.scores().values
         self._check_output(out)
-        if callable(seed):
-            seed = seed(out.detach())
-            if not isinstance(seed, Tensor):
-                raise InputError(
-                    f"a callable seed must return a tensor of the output's shape {tuple(out.shape)}, got {seed!r:.80}"
-                )
-        if isinstance(seed, Tensor):
-            return out, self._seed_tensor(seed, out)
+        given = start.given_seed(seed, out)
+        if given is not None:
+            return out, given
         if callable(target):
-            if seed == "contrastive":
-                raise InputError("seed='contrastive' sets a class against the others; a callable target has no classes")
-            return out, torch.ones_like(out) if seed == "one" else out.detach()
-        index = self._indices(out, target)
-        values = out.detach().gather(1, index[:, None])
-        start = torch.zeros_like(out)
-        if seed == "logit":
-            return out, start.scatter_(1, index[:, None], values)
-        if seed == "one":
-            return out, start.scatter_(1, index[:, None], torch.ones_like(values))
-        if out.shape[1] < 2:
-            raise InputError(f"seed='contrastive' needs at least two classes; the output has shape {tuple(out.shape)}")
-        start = start - values / (out.shape[1] - 1)
-        return out, start.scatter_(1, index[:, None], values)
+            return out, start.whole_seed(out.detach(), seed, "a callable target has no classes")
+        return out, start.seed_of(self.choose(target), seed)
+
+    def _start_inside(self, name: str, index: Any, target: Target, seed: Any) -> Start:
+        """Where the relevance of neurons of a module starts, and that relevance."""
+        self._check_alive()
+        start.check_seed(seed)
+        if target is not None:
+            raise InputError(
+                f"target={target!r:.80} is of the model's output, at={name!r} of a module: give one of them"
+            )
+        places = self._places(name, "output", -1)
+        if len(places) != 1 or places[0].edge is None:
+            raise InputError(f"module {name!r} has {len(places)} outputs that relevance could start at, not one")
+        return places[0].edge, start.hidden_seed(self._values_of(name), index, seed, name)
+
+    def _values_of(self, name: str) -> Tensor:
+        """The output of a module, of its last call, by running the model again."""
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, result: Any) -> None:
+            found[:] = [t.detach().clone() for t in tree_leaves(result) if isinstance(t, Tensor)][:1]
+
+        modules = named_modules(self._model)
+        (module,) = (m for m, path in modules.items() if path == name)
+        args, kwargs = self._arguments.fresh()
+        with as_found(self._model, modules), torch.no_grad():
+            module.register_forward_hook(keep)  # which the frame takes off again
+            self._model(*args, **kwargs)
+        return found[0]
+
+    def _check_alive(self) -> None:
+        if self._freed:
+            raise InputError("an explanation with retain=False was this trace's last; leave retain out to go on")
 
     def _asked(self, target: Callable[[Any], Tensor]) -> Tensor:
         """What a callable target says of the output."""
-        with torch.inference_mode(False), torch.enable_grad(), self._interceptor:
-            out = target(self._raw)
+        try:
+            with Calling(), self._interceptor:
+                out = target(self._raw)
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            found = self.scores()
+            raise InputError(
+                f"the callable target could not read the model's output ({type(error).__name__}: {error}). The output "
+                f"is a {type(self._raw).__name__}, whose {found.where} has shape {tuple(found.values.shape)}: say, for "
+                f"example, target=lambda out: {start.example(found)}"
+            ) from error
         if not isinstance(out, Tensor) or not out.requires_grad:
             raise InputError("the callable target must return a tensor computed from the model's output")
         return out
 
-    @staticmethod
-    def _check_output(out: Tensor) -> None:
+    def _check_output(self, out: Tensor) -> None:
         if not out.requires_grad:
             raise InputError(
                 "the model's output does not depend on its input, as far as can be seen: is it detached, computed in "
-                "inference mode or outside of torch?"
+                f"inference mode or outside of torch?{self._notes_on_inputs()}"
             )
-        if not bool(torch.isfinite(out).all()):
-            bad = int((~torch.isfinite(out)).sum())
-            raise InputError(
-                f"the model's output has {bad} values that are NaN or infinite; there is nothing to explain"
-            )
-
-    @staticmethod
-    def _seed_tensor(seed: Tensor, out: Tensor) -> Tensor:
-        if seed.shape != out.shape:
-            raise InputError(f"seed has shape {tuple(seed.shape)}, but the output has {tuple(out.shape)}")
-        if not bool(torch.isfinite(seed).all()):
-            raise InputError("seed has values that are NaN or infinite")
-        return seed.detach().to(out)
-
-    @staticmethod
-    def _indices(out: Tensor, target: Target) -> Tensor:
-        """One class per item."""
-        if out.dim() != 2 or out.shape[1] == 0:
-            raise InputError(
-                f"the model's output has shape {tuple(out.shape)}, not (items, classes); say what to explain with a "
-                "callable target, such as target=lambda out: out[:, 3].mean((1, 2)), or with a seed tensor of "
-                "the output's shape"
-            )
-        n, classes = out.shape
-        if target is None:
-            return out.detach().argmax(1)
-        if isinstance(target, bool):
-            raise InputError(f"target must be a class index, got {target!r}")
-        try:
-            index = torch.as_tensor(target, device=out.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"target must be integer class indices, got {target!r:.80}") from error
-        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-            raise InputError(f"target must be integer class indices, got {target!r}")
-        index = index.reshape(-1) if index.dim() <= 1 else index
-        if index.dim() > 1 or index.numel() not in (1, n):
-            raise InputError(
-                f"target has shape {tuple(index.shape)}; give one class for all, or one for each of the {n} "
-                "items; for several maps, give a list to Trace.relevance"
-            )
-        low, high = (int(index.min()), int(index.max())) if index.numel() else (0, 0)
-        if low < -classes or high >= classes:
-            raise InputError(f"target {target!r} is out of range: the model has {classes} classes, 0 to {classes - 1}")
-        return (index.long() % classes).expand(n)
+        start.check_finite(out.detach())
 
     # ------------------------------------------------------------------ the backward pass
 
     def _run(
         self,
-        starts: list[tuple[Tensor, Tensor]],
+        starts: list[Start],
         composite: str | Composite | Rule | None,
         account: bool,
         retain: bool,
@@ -582,24 +721,22 @@ class Trace:
         parameters: bool = False,
     ) -> tuple[list[Any], list[Tensor]]:
         """Maps for each start, and relevance at places inside the model (of the first start)."""
-        if self._freed:
-            raise InputError("an explanation with retain=False was this trace's last; leave retain out to go on")
-        if not self._leaves:
-            raise InputError(
-                "the model was given no tensor that relevance could be attributed to (a floating-point tensor, or "
-                "integers that it embeds)"
-            )
+        self._check_alive()
+        leaves = self._leaves()
         edges = [self._edges(place) for place in places]
         chosen = self.composite if composite is None else composites.get(composite)
-        leaves = [leaf for _, leaf in self._leaves]
         out = starts[0][0]
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
+        if self.bound:
+            seeds = as_coefficient(seeds, out.detach())
         vanishing = not self._interceptor.opaque and not any(map(callable, (condition or {}).values()))
-        with self._lock, torch.inference_mode(False):
+        with self._lock, Calling():
             kept = Account() if account else None
             self.binding.use(chosen, kept)
-            self.binding.vanishing = vanishing and not bool(((out == 0) & (seeds != 0)).any())
+            # of neurons inside the model it is not known here whether any is 0
+            at_zero = not isinstance(out, Tensor) or bool(((out == 0) & (seeds != 0)).any())
+            self.binding.vanishing = self.bound or (vanishing and not at_zero)
             self.binding.maps = len(starts)
             self.binding.retain, self._freed = retain, not retain
             self.binding.parameters = {} if parameters else None
@@ -609,26 +746,23 @@ class Trace:
                     out,
                     [*leaves, *(edge for group in edges for edge in group)],
                     seeds.clone() if seeds.is_inference() else seeds,
-                    retain_graph=retain,
+                    retain_graph=retain or self._interceptor.ids.from_floats,
                     allow_unused=True,
                     is_grads_batched=several,
                 )
                 self._unknown = list(self.binding.unknown_sites.values())
+                found = [self._at_arguments(values[: len(leaves)], k if several else None) for k in range(len(starts))]
                 if kept is not None:
-                    self._report = self._make_report(kept, seeds, values[: len(leaves)])
+                    self._report = self._make_report(kept, seeds, list(found[0].values()))
                 if parameters:
                     self._collected = self.binding.parameters
             finally:
                 for handle in handles:
                     handle.remove()
                 self.binding.release()
-        maps = []
-        for k in range(len(starts)):
-            found = []
-            for (what, leaf), v in zip(self._leaves, values, strict=False):
-                R = torch.zeros_like(leaf) if v is None else (v[k] if several else v)
-                found.append(R.sum(-1) if what == "embedding" else R)
-            maps.append(found[0] if len(found) == 1 else tuple(found))
+        if not retain:
+            self._raw = None
+        maps = [self._arguments.arranged(by_argument) for by_argument in found]
         read = iter(values[len(leaves) :])
         at = []
         for place, group in zip(places, edges, strict=True):
@@ -636,13 +770,47 @@ class Trace:
             at.append(functools.reduce(torch.add, parts) if parts else place.no_relevance())
         return maps, at
 
+    def _leaves(self) -> list[Tensor]:
+        """Where relevance ends: at float arguments, and at what integers became."""
+        floats = [a.leaf for a in self._arguments.tensors if a.leaf is not None]
+        leaves = [*floats, *(ending.leaf for ending in self._interceptor.ids.endings)]
+        if not leaves:
+            raise InputError(
+                "the model was given no tensor that relevance could be attributed to (a floating-point tensor, "
+                f"integers that it looks something up by, or a picture of integers){self._notes_on_inputs()}"
+            )
+        return leaves
+
+    def _notes_on_inputs(self) -> str:
+        """What was noted on the way in, where it may say why there is nothing to explain."""
+        return "".join(f"; {note.removeprefix('unknown: ')}" for note in self._interceptor.notes)
+
+    def _at_arguments(self, values: Sequence[Tensor | None], which: int | None) -> dict[int, Tensor]:
+        """Relevance by the number of the argument, of one of several maps."""
+        values = [v if v is None or which is None else v[which] for v in values]
+        ids, tensors = self._interceptor.ids, self._arguments.tensors
+        floats = [k for k, a in enumerate(tensors) if a.leaf is not None]
+        named = ids.explained()
+        integers = [k for k, a in enumerate(tensors) if a.name in named]
+        found = {k: torch.zeros_like(tensors[k].leaf) if v is None else v for k, v in zip(floats, values, strict=False)}
+        of_floats = floats if ids.from_floats else []
+        targets = [ids.roots[tensors[k].name] for k in integers] + [tensors[k].leaf for k in of_floats]
+        handed = ids.hand_on(list(values[len(floats) :]), targets)
+        for k, R in zip([*integers, *of_floats], handed, strict=True):
+            if k in found:
+                found[k] = found[k] if R is None else found[k] + R
+            else:
+                found[k] = (torch.zeros_like(ids.roots[tensors[k].name]) if R is None else R).to(ids.result_dtype)
+        return found
+
     # ------------------------------------------------------------------ the account
 
+    @in_reference_form
     def report(self) -> Report:
         """Where the relevance of the last explanation went; makes a backward pass if no account was kept in it."""
         if self._report is None or self._last is not None:
-            target, seed, composite = self._last or (None, "logit", None)
-            self._run([self._start(target, seed)], composite, True, True, ())
+            begun, composite = self._last or (self._start(None, "logit"), None)
+            self._run([begun], composite, True, True, ())
             self._last = None
         assert self._report is not None
         return self._report
@@ -706,9 +874,6 @@ def _grouped(values: list[Tensor], found: Mapping[str, Sequence[Place]]) -> dict
     groups = {name: tuple(itertools.islice(read, len(places))) for name, places in found.items()}
     return {name: group[0] if len(group) == 1 else group for name, group in groups.items()}
 
-
-#: Seeds by name.
-SEEDS = ("logit", "one", "contrastive")
 
 #: How many times larger than the seed a map's total magnitude may be before it is called exploded.
 EXPLODED = 1e4

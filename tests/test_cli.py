@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torchvision_cpu import import_torchvision
 
+import saliency_lrp
 from saliency_lrp import cli
 from saliency_lrp.demo import demo_images, load_demo_model
 
@@ -311,3 +312,56 @@ def test_share_inside_counts_positive_relevance_only():
     mask[0, 0] = True
     assert cli.share_inside(np.array([[3.0, -5.0], [1.0, 0.0]]), mask) == pytest.approx(3 / 4)
     assert np.isnan(cli.share_inside(np.zeros((2, 2)), mask))
+
+
+# ----------------------------------------------------------------------------------------------
+# Several images, folders, and being stopped
+# ----------------------------------------------------------------------------------------------
+
+
+def save_images(folder, count):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        Image.fromarray(np.full((12, 14, 3), 40 * k, np.uint8)).save(folder / f"{k}.png")
+    return folder
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.split() == ["saliency-lrp", saliency_lrp.__version__]
+
+
+def test_several_images_and_a_folder_on_one_page(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = save_images(tmp_path / "photos", 2)
+    other = save_images(tmp_path / "others", 1) / "0.png"  # of the same name as one in the folder
+    assert cli.main([str(folder), str(other), "--demo", "--method", "lrp"]) == 0
+    printed = capsys.readouterr().out
+    for name in (folder / "0.png", "1.png", other):
+        assert f"{name}: the model says" in printed
+    page = PageParser((tmp_path / "saliency" / "index.html").read_text(encoding="utf-8"))
+    assert len(page.pictures) == 6
+    assert len(list((tmp_path / "saliency").glob("*.png"))) == 3
+
+
+def test_too_many_images_for_a_page(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("saliency_lrp.cli.command.MOST_IMAGES", 2)
+    assert cli.main([str(save_images(tmp_path / "photos", 3)), "--demo"]) == 2
+    said = capsys.readouterr().err
+    assert "3 images are too many" in said and "saliency-lrp batch" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_an_interrupt_is_one_line(batch, tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saliency_lrp.cli.command.explain", stop)
+    monkeypatch.setattr("saliency_lrp.dataset.explain_dataset", stop)
+    folder = save_images(tmp_path / "photos", 1)
+    words = ["batch", str(folder), "--demo", "--out", str(tmp_path / "maps.zarr")] if batch else [str(folder), "--demo"]
+    assert cli.main(words) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("saliency-lrp: stopped.") and "the same command" in said and said.count("\n") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,7 +189,7 @@ def sites_of(selector):
         ((nn.Conv2d, "stem.*"), ["stem.conv"]),
         (lambda site: site.arity == 2, ["add"]),
     ],
-    ids=str,
+    ids=lambda v: "predicate" if isinstance(v, types.FunctionType) else str(v),
 )
 def test_selectors(selector, want):
     assert sites_of(selector) == want

@@ -221,7 +221,7 @@ def test_bad_outputs(net):
     _no_map(r"\(N, C\) but is \(1, 4, 20, 30\).*callable", nn.Conv2d(3, 4, 1), PICTURE)
 
 
-@pytest.mark.parametrize("label", [5, -1, [1, 2], 1.5, "dog", torch.tensor([0.5])])
+@pytest.mark.parametrize("label", [5, -6, [1, 2], 1.5, "dog", torch.tensor([0.5])])
 def test_bad_labels(net, label):
     _no_map("label", net, PICTURE, label=label)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import threading
+import time
+import zlib
 
 import numpy as np
 import pytest
@@ -166,7 +168,173 @@ def test_one_bundle_with_widget_picture_html_and_text():
     assert "98.7 % conserved" in data["text/html"]
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))))
     assert picture.shape[2] == 3 and picture.std() > 10
-    assert not hasattr(widget, "_ipython_display_")
+    assert "srcdoc" in data["text/html"] and "98.7 % conserved" in data["text/html"].partition("<iframe")[0]
+
+
+def test_two_outputs_are_sent_and_the_first_follows_the_view(monkeypatch):
+    import IPython.display as ip
+
+    from saliency_lrp.widget import still
+
+    class Handle:
+        def update(self, data, raw):
+            updates.append(data)
+
+    sent, updates = [], []
+    monkeypatch.setattr(ip, "display", lambda data, **options: sent.append(data) or Handle())
+    monkeypatch.setattr(still, "QUIET", 0.1)
+    widget, source = make(selected=("lrp", "slow"), patience=0)
+    widget._ipython_display_()
+    first, view = sent
+    assert set(first) == {"image/png", "text/html", "text/plain"} and "thing 0" in first["text/html"]
+    assert set(view) == {"application/vnd.jupyter.widget-view+json", "text/plain"} and not view["text/plain"]
+    page = first["text/html"].partition("srcdoc=")[2]
+    assert r"lrp \u00b7 epsilon" in page and "lrp" in widget.maps()  # traced maps are waited for
+    assert "not computed" in page and "&quot;state&quot;: &quot;running&quot;" not in page
+    widget.cancel("slow")
+    widget.rule = "gamma"
+    end = time.monotonic() + 10
+    while not any("LRP rule gamma" in data["text/html"] for data in updates) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert "LRP rule gamma" in updates[-1]["text/html"]
+    seen = len(updates)
+    time.sleep(0.5)
+    assert len(updates) == seen  # nothing changes: nothing is sent
+    widget.opacity = 0.3
+    time.sleep(1)
+    assert len(updates) == seen + 1
+    widget.close()
+    widget._still.outdated()
+    time.sleep(0.3)
+    assert len(updates) == seen + 1
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *[
+            {name: HOSTILE}
+            for name in ("page", "rule", "layer", "cmap", "sign", "backdrop", "own_rule", "_esm", "_css")
+        ],
+        {"selected": [HOSTILE]},
+        {"selected": [{"a": 1}]},
+        {"selected": HOSTILE},
+        {"target": HOSTILE},
+        {"target": 10**6},
+        {"target": 1.5},
+        {"channel": -7},
+        {"channel": HOSTILE},
+        {"opacity": HOSTILE},
+        {"opacity": float("nan")},
+        {"opacity": 40.0},
+        {"percentile": float("inf")},
+        {"panels": [{"id": HOSTILE, "title": HOSTILE, "state": HOSTILE, "warnings": [HOSTILE]}]},
+        {"top": [{"index": 0, "name": HOSTILE, "probability": 1}]},
+        {"classes": [HOSTILE]},
+        {"call": [HOSTILE]},
+        {"rules": [HOSTILE]},
+        {"luts": {HOSTILE: b"0" * 768}},
+        {"image": b"0" * 3072},
+        {"map_lrp": b"0" * 4096},
+        {"live": False},
+        {HOSTILE: HOSTILE},
+        {"_maps": {}},
+    ],
+    ids=lambda state: next(iter(state))[:12],
+)
+def test_what_a_front_end_sends_is_not_believed(state):
+    widget, _ = make()
+    widget.wait(10)
+    before, page, png = dict(widget.get_state()), widget.to_html(), widget.to_png()
+    widget._handle_msg({"content": {"data": {"method": "update", "state": state}}, "buffers": []})
+    assert widget.wait(10)
+    assert HOSTILE not in widget.to_html() and widget.to_html() == page and widget.to_png() == png
+    assert HOSTILE not in str(widget._still_bundle())
+    assert {k: v for k, v in widget.get_state().items() if k != "panels"} == {
+        k: v for k, v in before.items() if k != "panels"
+    }
+
+
+@pytest.mark.parametrize(
+    "content", [None, "cancel", {"type": "cancel"}, {"type": "cancel", "id": None}, {"type": "cancel", "id": ["lrp"]}]
+)
+def test_messages_that_mean_nothing_change_nothing(content):
+    widget, _ = make(selected=("lrp", "slow"))
+    widget._handle_custom_msg(content, [])
+    assert states(widget)["slow"] in ("waiting", "running")
+    widget.close()
+
+
+def test_what_a_front_end_may_ask_is_done():
+    widget, source = make()
+    state = {
+        "rule": "gamma",
+        "target": 3,
+        "selected": ["lrp", "lrp"],
+        "opacity": 0.25,
+        "cmap": "bwr",
+        "sign": "negative",
+    }
+    widget._handle_msg({"content": {"data": {"method": "update", "state": state}}, "buffers": []})
+    assert widget.wait(10)
+    assert (widget.rule, widget.target, widget.selected, widget.opacity) == ("gamma", 3, ["lrp"], 0.25)
+    assert ("lrp", 3, "gamma") in source.calls
+
+
+def test_hostile_names_of_the_user_are_text_everywhere():
+    source = KnownSource(32)
+    source.classes = [HOSTILE] * 12
+    source.methods = ["lrp", HOSTILE]
+    widget = SaliencyWidget(source, selected=["lrp", HOSTILE], rule="epsilon", target=0)
+    widget.wait(10)
+    assert HOSTILE not in widget.to_html()
+    assert HOSTILE not in widget._still_bundle()["text/html"]
+
+
+def test_an_unfinished_page_says_so():
+    widget, _ = make(selected=("lrp", "slow"))
+    widget.wait(0.3)
+    html = widget.to_html()
+    assert '"not computed"' in html and '"state": "running"' not in html and '"state": "waiting"' not in html
+    assert states(widget)["slow"] in ("waiting", "running")  # and it goes on
+    widget.close()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (298, 448), (3, 16, 56)])
+def test_packed_maps_keep_what_is_seen(shape):
+    from saliency_lrp.widget import page
+
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal(shape) ** 3).astype(np.float32)
+    packed = page.packed_map(values)
+    if "floats" in packed:
+        got = np.frombuffer(zlib.decompress(base64.b64decode(packed["floats"])), "<f4").reshape(shape)
+        np.testing.assert_array_equal(got, values)
+        return
+    low, high = np.split(np.frombuffer(zlib.decompress(base64.b64decode(packed["steps"])), np.uint8).astype(int), 2)
+    folded = low + 256 * high
+    steps = np.cumsum(np.where(folded % 2, -(folded + 1) // 2, folded // 2)).reshape(shape)
+    got = packed["largest"] * steps * np.abs(steps) / page.STEPS**2
+    root = lambda v: np.sign(v) * np.sqrt(np.abs(v))  # noqa: E731
+    assert np.abs(root(got) - root(values)).max() <= 0.51 * np.sqrt(packed["largest"]) / page.STEPS
+
+
+def test_the_page_of_a_photograph_with_three_maps_is_small():
+    rng = np.random.default_rng(0)
+
+    class Photograph(KnownSource):
+        def _wave(self, *what):
+            return (super()._wave(*what) * rng.standard_normal((self.size, self.size))).astype(np.float32)
+
+    source = Photograph(366, methods=("lrp", "a", "b"))  # as many pixels as 448 x 298
+    noise = rng.normal(0, 12, source.picture.shape)
+    source.picture = np.clip(source.picture + noise, 0, 255).astype(np.uint8)
+    widget = SaliencyWidget(source, selected=("lrp", "a", "b"), rule="epsilon", target=0)
+    widget.wait(10)
+    assert len(widget.maps()) == 3 and len(widget.to_html()) < 800_000
 
 
 def test_the_picture_shows_the_maps_as_blended():

@@ -3,8 +3,8 @@
 Writes one picture per image and a self-contained HTML page, and prints the numbers that belong to them.
 """
 
+from .command import main
 from .explained import Explained, Subject, explain, share_inside
-from .main import main
 from .options import EXAMPLES, build_batch_parser, build_parser
 from .report import GLOSSARY, headline
 

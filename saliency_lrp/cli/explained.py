@@ -55,7 +55,7 @@ def explain(
     if all(result.error is not None for result in results):
         raise InputError("; ".join(f"{result.method} failed: {result.error}" for result in results))
     figure = get_image_saliency_plot(results, cols=min(len(methods), 3))
-    picture = out / f"{subject.name.rpartition('.')[0] or subject.name}.png".replace(" ", "-")
+    picture = out / f"{subject.name.rpartition('.')[0] or subject.name}.png".replace(" ", "-").replace("/", "-")
     figure.savefig(picture, dpi=150, bbox_inches="tight")
     return Explained(subject, results, results[0].answer, picture)
 

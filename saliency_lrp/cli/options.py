@@ -6,12 +6,15 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from .. import __version__
 from ..explainers.registry import DEFAULT_METHODS
 
 DEMO_IMAGES = 3
 
 
 DEMO_OUT = "build/demo"
+#: images that are explained one by one, on one page; more are a job for ``saliency-lrp batch``
+MOST_IMAGES = 50
 
 
 EXAMPLES = """\
@@ -27,7 +30,9 @@ examples:
   saliency-lrp dog.jpg --model vgg16 --method lrp:epsilon_plus --method lrp:epsilon_gamma_box
       rules of relevance propagation, side by side
   saliency-lrp batch photos/ --model resnet50 --out maps.zarr
-      all images of a folder, into a Zarr store; see saliency-lrp batch --help
+      thousands of images, into a Zarr store; see saliency-lrp batch --help
+  saliency-lrp photos/*.jpg --model resnet50 --out look
+      several images on one page
   saliency-lrp --list
       the names of all methods and composites
 
@@ -52,8 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(
-        "image", nargs="?", metavar="IMAGE", help="the image to explain, in any format that Pillow reads"
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="images to explain, in any format that Pillow reads, or folders of some",
     )
     _add_model(parser, "the demo network (and images, without IMAGE)")
     parser.add_argument(
@@ -65,7 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", type=int, metavar="N", help="the class to explain (default: the answer)")
     parser.add_argument("--composite", metavar="NAME", help="the rules of method lrp (default: auto)")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help=f"where to write (default: IMAGE-saliency or {DEMO_OUT})"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where to write (default: IMAGE-saliency, saliency for several, or {DEMO_OUT})",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the model's)")
     parser.add_argument("--list", action="store_true", help="list all methods and composites, and stop")

@@ -12,7 +12,6 @@ import numpy as np
 from torch import nn
 
 from .explained import Explained, Subject, share_inside
-from .options import DEMO_IMAGES
 
 PAGE = Path(__file__).parents[1] / "data" / "report.html"
 
@@ -101,7 +100,7 @@ def glossary_text(explained: list[Explained]) -> str:
 
 def as_page(explained: list[Explained], model: nn.Module, command: str) -> str:
     """All results as one HTML page with its pictures inside."""
-    subjects = "three images" if len(explained) == DEMO_IMAGES else "an image"
+    subjects = "an image" if len(explained) == 1 else f"{len(explained)} images"
     intro = (
         f"What {type(model).__name__} sees in {subjects}, by {len(explained[0].results)} methods: "
         "red pixels speak for the class, blue ones against it."

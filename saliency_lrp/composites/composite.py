@@ -8,7 +8,7 @@ from typing import Any
 from .. import rules as r
 from ..errors import InputError
 from ..rules import Rule
-from .selectors import Selector, at_output, depth, kind, selects
+from .selectors import Selector, at_output, depth, kind, selects, selects_in_forward
 
 Row = tuple[Selector, Rule]
 
@@ -114,10 +114,26 @@ class Composite:
                 return rule
         raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
 
+    def rule_in_forward(self, site: Any) -> Rule | None:
+        """As :meth:`rule_for`, during the forward pass; None where that depends on what comes later."""
+        for selector, rule in (*self.rows, *self.base):
+            if rule.applies_to(site):
+                answer = selects_in_forward(selector, site)
+                if answer is None:
+                    return None
+                if answer:
+                    return rule
+        raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
+
     @property
     def needs_preactivation(self) -> bool:
         """Whether a rule looks at what went into an activation."""
         return any(rule.needs_preactivation for _, rule in (*self.rows, *self.base))
+
+    @property
+    def seeks_rectifiers(self) -> bool:
+        """Whether a rule is for ReLUs, however the model spells them."""
+        return any(rule.for_rectifiers for _, rule in (*self.rows, *self.base))
 
     def __or__(self, override: Composite) -> Composite:
         return Composite(override.rows + self.rows, self.base, f"{self.name} | {override.name}")

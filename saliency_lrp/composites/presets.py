@@ -8,7 +8,7 @@ from .. import rules as r
 from ..errors import InputError
 from ..rules import BiasMode, Rule
 from .composite import Composite, Row, defaults, defaults_for, graded
-from .selectors import at_output, family, first, kind, op
+from .selectors import any_site, at_output, family, first, kind, rectifier
 from .table import named, register
 
 
@@ -130,13 +130,10 @@ def excitation_backprop(bias: BiasMode = "keep") -> Composite:
     return Composite(rows, defaults(1e-6), "excitation_backprop")
 
 
-RELUS = ("relu", "relu6")
-
-
 def gradient_with(name: str, relu: Rule | None) -> Composite:
     """The plain gradient everywhere, with another rule at ReLUs."""
-    rows: list[Row] = [] if relu is None else [(op(*RELUS), relu)]
-    return Composite(rows, [(lambda site: True, r.Gradient())], name)
+    rows: list[Row] = [] if relu is None else [(rectifier(), relu)]
+    return Composite(rows, [(any_site(), r.Gradient())], name)
 
 
 register("gradient", lambda: gradient_with("gradient", None))

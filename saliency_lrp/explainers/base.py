@@ -2,65 +2,28 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from ..as_written import AsWritten
+from ..engine.start import Scores, check_finite, choose, find_scores
 from ..errors import InputError, ModelCallError
-from .untouched import untouched
+from ..model.as_found import as_found
+from ..model.unwrapped import refusal_of_values, unwrapped
 
 Target = int | Tensor | Sequence[int] | Callable[[Any], Tensor] | None
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Take the user's model out of ``DataParallel`` and ``torch.compile`` wrappers."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
-        else:
-            return model
-
-
-def _is_quantised(module: nn.Module) -> bool:
-    return ".quantized" in type(module).__module__ and not list(module.children())
-
-
-def check_model(model: object) -> None:
-    """Refuse a model that cannot be explained.
-
-    Raises
-    ------
-    InputError
-        For something other than an ``nn.Module``, TorchScript, quantised models, and models
-        without values (on the ``meta`` device).
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            "TorchScript models hide their operations and cannot be explained: pass the Python model "
-            "that was scripted or traced."
-        )
-    if any(_is_quantised(module) for module in model.modules()):
-        raise InputError(
-            "quantised models have no gradients and cannot be explained: pass the float model that was quantised."
-        )
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise InputError(
-            "the model is on the 'meta' device and has no values: load its weights first, for example "
-            "by model.to_empty(device='cpu') and model.load_state_dict(...)."
-        )
 
 
 def check_input(inp: object, what: str = "the input") -> None:
     """Refuse an input tensor that cannot be explained (type, dtype, NaN, inf)."""
     if not isinstance(inp, Tensor):
         raise InputError(f"{what} must be a torch.Tensor with a batch dimension, not {type(inp).__name__}.")
+    if (why := refusal_of_values(inp)) is not None:
+        raise InputError(f"{what} {why}.")
     if not inp.is_floating_point():
         raise InputError(f"{what} must be a floating point tensor, not {inp.dtype}: call .float() on it.")
     if inp.ndim < 2:
@@ -76,14 +39,31 @@ def first_conv(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if isinstance(module, kinds)), None)
 
 
+class GradientsAllTheSame(TorchFunctionMode):
+    """Passes a model's own ``torch.no_grad()``: it says how a value is computed, not what it depends on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not args[0]:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def call_model(model: nn.Module, x: Tensor) -> Any:
+    """The model's output, also where it was made under inference_mode."""
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        # Autograd cannot save tensors made under inference_mode: run on normal copies.
+        state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
+        return torch.func.functional_call(model, state, (x,))
+    return model(x)
+
+
 def run_model(model: nn.Module, x: Tensor) -> Any:
     """Run the model; say which shape it could not take if it raises."""
     try:
-        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-            # Autograd cannot save tensors made under inference_mode: run on normal copies.
-            state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
-            return torch.func.functional_call(model, state, (x,))
-        return model(x)
+        if not torch.is_grad_enabled():
+            return call_model(model, x)
+        with AsWritten(), GradientsAllTheSame():
+            return call_model(model, x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, (InputError, torch.OutOfMemoryError)):
             raise
@@ -98,49 +78,14 @@ def run_model(model: nn.Module, x: Tensor) -> Any:
 
 
 def class_scores(output: Any) -> Tensor:
-    """The (N, C) score tensor in a model's output (the tensor itself, or its ``logits``)."""
-    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(output).__name__
-        raise InputError(
-            f"the model's output should be class scores of shape (N, C) but is {shape}: say what to "
-            "explain by label=callable, a function of the output that returns one number per item, "
-            "for example label=lambda out: out[:, 3].mean((1, 2))."
-        )
-    return scores
+    """The (N, C) score tensor in a model's output; of a language model's (N, T, C), that of the last position."""
+    found = find_scores(output)
+    return choose(found, None, noun="label").rows_of(found.values)
 
 
 def check_output(scores: Tensor) -> None:
     """Refuse NaN and inf in what the model said."""
-    if not torch.isfinite(scores).all():
-        raise InputError(
-            "the model's output has NaN or infinite values, so that nothing can be explained: check its "
-            "weights and the scale of the input."
-        )
-
-
-def _as_indices(label: Any) -> list[int]:
-    if isinstance(label, Tensor):
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool or label.ndim > 1:
-            raise InputError(
-                f"label should hold class indices, an integer tensor of 0 or 1 dimensions, not "
-                f"{label.dtype} of shape {tuple(label.shape)}."
-            )
-        return label.reshape(-1).tolist()
-    items = label if isinstance(label, Sequence) or hasattr(label, "__array__") else [label]
-    try:
-        items = list(items)
-    except TypeError:
-        items = [items]  # a NumPy scalar
-    if any(isinstance(item, bool) for item in items) or isinstance(label, str):
-        raise InputError(f"label {label!r} is not a class index.")
-    try:
-        return [operator.index(item) for item in items]
-    except TypeError as error:
-        raise InputError(
-            f"label {label!r} is not a class index: give an int, one int per item, a tensor of them, "
-            "None for the highest score, or a callable of the model's output."
-        ) from error
+    check_finite(scores)
 
 
 def resolve_target(scores: Tensor, label: Target) -> Tensor:
@@ -151,7 +96,7 @@ def resolve_target(scores: Tensor, label: Target) -> Tensor:
     scores : Tensor
         (N, C) class scores.
     label : int, Tensor, sequence of int or None
-        None picks the highest score, the first one on ties.
+        None picks the highest score, the first one on ties; negative ones count from the end.
 
     Returns
     -------
@@ -163,18 +108,7 @@ def resolve_target(scores: Tensor, label: Target) -> Tensor:
     InputError
         If a label is no index, out of range, or there are not 1 or N of them.
     """
-    n, classes = scores.shape
-    if label is None:
-        positions = torch.arange(classes, device=scores.device).expand(n, classes)
-        at_maximum = scores == scores.amax(1, keepdim=True)
-        return torch.where(at_maximum, positions, classes).amin(1)
-    indices = _as_indices(label)
-    if len(indices) not in (1, n):
-        raise InputError(f"{len(indices)} labels were given for a batch of {n}: give one, or one per item.")
-    for index in indices:
-        if not 0 <= index < classes:
-            raise InputError(f"label {index} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
-    return torch.tensor(indices, device=scores.device).expand(n)
+    return choose(Scores(scores), label, noun="label").index
 
 
 class Question:
@@ -240,8 +174,7 @@ class Explainer:
     signed = True
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = unwrap(model)
-        check_model(self.model)
+        self.model = unwrapped(model)
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         """Attribution of the asked score to `x`, like `x`. The model is protected here."""
@@ -273,7 +206,7 @@ class Explainer:
         check_input(inp)
         if inp.shape[0] == 0:
             return torch.zeros_like(inp)
-        with untouched(self.model):
+        with as_found(self.model):
             x = inp.detach().clone()
             result = self.attribute(x, Question(self.model, ind))
         result = result.detach().to(inp)

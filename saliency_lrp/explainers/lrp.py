@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..composites import Composite
 from ..errors import InputError
@@ -24,13 +26,17 @@ class LrpExplainer:
         Any model; it is left exactly as it was.
     composite : str, Composite or Rule
         Which site gets which rule; see ``list_composites()``.
-    seed : {"logit", "one", "contrastive"}, tensor or callable
+    seed : {"logit", "one", "contrastive", "softmax"}, tensor or callable
         What starts at the output; see ``Trace.relevance``.
     unknown : {"warn", "error"}
         What to do about functions that are not understood.
     account : bool
         Keep the account of relevance with each explanation (``.report``), and see whether the map of an unlike class
         is another: about two more backward passes.
+    at, index
+        Neurons of a module in place of the model's output; see ``Trace.relevance``.
+    constants : sequence of str or int
+        Inputs that are not explained, by name or by position.
 
     Attributes
     ----------
@@ -49,21 +55,27 @@ class LrpExplainer:
         seed: Any = "logit",
         unknown: str = "warn",
         account: bool = False,
+        at: str | None = None,
+        index: Any = None,
+        constants: Sequence[str | int] = (),
     ) -> None:
-        self.propagator = RelevancePropagator(model, composite, unknown)
+        self.propagator = RelevancePropagator(model, composite, unknown, constants)
         self.model = self.propagator.model
         self.seed = seed
         self.account = account
+        self.at = at
+        self.index = index
         self.report: Report | None = None
         self.output: Any = None
 
-    def explain(self, inp: Tensor, ind: Any = None, raw_inp: Any = None) -> Tensor:
+    def explain(self, inp: Any, ind: Any = None, raw_inp: Any = None) -> Any:
         """Relevance of each input value.
 
         Parameters
         ----------
-        inp : Tensor, shape (N, ...)
-            A batch on the model's device.
+        inp : Tensor, tuple or dict of Tensor, shape (N, ...)
+            A batch on the model's device; several inputs as a tuple, in the order of the model's arguments, or as a
+            dict by their names.
         ind : None, int, tensor, sequence or callable
             What is explained: the arg-max, one class, or one class per item.
         raw_inp
@@ -71,26 +83,44 @@ class LrpExplainer:
 
         Returns
         -------
-        Tensor
-            Signed relevance; shape, dtype and device of ``inp``.
+        Tensor, tuple or dict of Tensor
+            Signed relevance; shape, dtype and device of ``inp``. Of several inputs, those that receive relevance: in
+            their order, or by their names; a tensor where that is one.
 
         Raises
         ------
         InputError
             If the input or output has NaN or infinite values, or ``ind`` is out of range.
         """
-        if not isinstance(inp, Tensor):
-            raise InputError(f"inp must be a torch tensor, got {type(inp).__name__}")
-        if inp.dim() > 0 and inp.shape[0] == 0:
-            return torch.zeros_like(inp)
-        trace: Trace = self.propagator.trace(inp)
+        args, kwargs = arguments(inp)
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        if tensors and all(not t.is_nested and t.dim() > 0 and t.shape[0] == 0 for t in tensors):
+            return tree_map_only(Tensor, torch.zeros_like, inp)
+        # an account, or a neuron inside the model, needs the reference form
+        in_full = self.account or self.at is not None
+        record = self.propagator.trace if in_full else self.propagator.bound_trace
+        trace: Trace = record(*args, **kwargs)
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
         ind = tuple(ind) if isinstance(ind, list) else ind
-        R = trace.relevance(ind, self.seed, account=self.account, retain=self.account)
+        ind = None if self.at is not None else ind
+        R = trace.relevance(ind, self.seed, account=self.account, retain=self.account, at=self.at, index=self.index)
         self.output = trace.output
         if self.account:
             self.report = trace.report()
-            self.report.likeness = class_likeness(trace, R, ind, self.seed)
+            self.report.likeness = None if self.at is not None else class_likeness(trace, R, ind, self.seed)
         trace.warn()
-        assert isinstance(R, Tensor)
         return R
+
+
+def arguments(inp: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model: a tensor, a tuple of them, a mapping of them by name."""
+    if isinstance(inp, Mapping):
+        args, kwargs = (), {str(name): value for name, value in inp.items()}
+    else:
+        args, kwargs = tuple(inp) if isinstance(inp, tuple) else (inp,), {}
+    if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        raise InputError(
+            f"inp must be a torch tensor, a tuple of them or a dict of them by the model's argument names, got "
+            f"{type(inp).__name__}: {inp!r:.80}"
+        )
+    return args, kwargs

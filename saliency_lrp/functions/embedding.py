@@ -6,6 +6,7 @@ from typing import Any
 
 from .call import Call
 from .registry import kind
+from .steps import in_steps
 from .sums import CompleteSum
 from .unknown import unknown
 
@@ -23,8 +24,10 @@ def embedding(call: Call) -> Any:
 def embedding_bag(call: Call) -> Any:
     """Sums, means or maxima of rows: linear in the table, or in the weights of the rows."""
     torchs_own = not call.kwargs  # the operator, which returns more than the sums
-    if torchs_own or call.arg(4, "max_norm") is not None or len(call.activations) > 1:
+    if torchs_own or call.arg(4, "max_norm") is not None:
         return unknown(call)
+    if len(call.activations) > 1:  # products of vectors and their weights
+        return in_steps(call)
     options = {**call.kwargs, "scale_grad_by_freq": False, "sparse": False}
     plain = Call(call.func, call.name, call.args, options, call.activations, False, call.interceptor)
     return plain.node(CompleteSum(plain))

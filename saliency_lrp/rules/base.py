@@ -38,6 +38,8 @@ class Rule:
     kinds: ClassVar[frozenset[str]] = frozenset()
     #: whether activations must keep their input for this rule, also where their output tells the gradient
     needs_preactivation: ClassVar[bool] = False
+    #: whether the rule is for ReLUs, which a trace then seeks in every spelling
+    for_rectifiers: ClassVar[bool] = False
     #: whether the rule also takes relevance of several maps at once, in an axis before those of the output
     takes_several: bool = False
 
@@ -50,6 +52,13 @@ class Rule:
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of each input of ``site``, given the relevance ``R`` of its output."""
         raise NotImplementedError
+
+    def coefficient(self, site: Any, c: Tensor) -> tuple[Tensor | None, ...] | None:
+        """Coefficients of the inputs from that of the output (relevance is activation times coefficient).
+
+        None where the way is through :meth:`relevance`: ``R = c · output``, and then ``R_in / input``.
+        """
+        return None
 
     def applies_to(self, site: Any) -> bool:
         """Whether the rule is defined for this kind of site."""

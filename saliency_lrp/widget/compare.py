@@ -53,8 +53,8 @@ def compare_saliency(
     top_k : int
         Classes listed with their probabilities.
     wait : float or None
-        Seconds that showing the widget waits for maps, so that they are in the picture that a saved notebook keeps;
-        None waits for all of them.
+        Seconds that showing the widget waits for maps of other methods than LRP, whose map it waits for anyway;
+        None waits for all of them. Maps that come later are put into the picture that a saved notebook keeps.
     **options
         ``opacity``, ``cmap``, ``sign`` (both, positive, negative), ``percentile``, ``backdrop`` (colour, grey, none);
         ``transform``, ``geometry``, ``class_names``; and the methods' own options, each for the methods that know it.

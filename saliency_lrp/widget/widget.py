@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
+import math
 import pathlib
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import anywidget
@@ -35,11 +35,18 @@ from ..display.colours import (
 from ..display.contact_sheet import contact_sheet
 from ..errors import InputError, unknown_name
 from ..explainers.registry import LRP_PREFIX
+from . import page
 from .source import Channels, Map, MapSource
+from .still import Still, small_png, somebody_watches, still_html
 from .worker import Cancelled, Lane, Watch
 
-STATIC = pathlib.Path(__file__).parent / "static"
 TRACED = ("lrp", "layer", "concept")  # panels that follow the rule selector, and reuse the one forward
+#: states of panels that something is still to come for
+UNFINISHED = ("waiting", "running")
+#: seconds that showing waits for maps that cost one backward pass
+TRACED_PATIENCE = 30.0
+#: what a front end may ask for: it is computed
+ASKED = ("target", "selected", "rule", "layer", "channel")
 #: how maps are looked at: options of the widget that cost no message
 LOOK = ("opacity", "cmap", "sign", "percentile", "backdrop")
 
@@ -56,11 +63,12 @@ class SaliencyWidget(anywidget.AnyWidget):
     ``percentile`` and ``backdrop``.
     """
 
-    _esm = STATIC / "overlay.js"
-    _css = STATIC / "overlay.css"
+    _esm = page.SCRIPT
+    _css = page.STYLE
 
-    page = traitlets.Unicode().tag(sync=True)
+    page = traitlets.Unicode(help="the page that Save HTML fills").tag(sync=True)
     live = traitlets.Bool(True).tag(sync=True)
+    key = traitlets.Unicode(help="by which the front end finds whether a kernel is behind the view").tag(sync=True)
     width = traitlets.Int().tag(sync=True)
     height = traitlets.Int().tag(sync=True)
     image = traitlets.Bytes().tag(sync=True)
@@ -128,7 +136,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             }
         )
         super().__init__(
-            page=(STATIC / "page.html").read_text("utf-8"),
+            page=page.template(),
             width=width,
             height=height,
             image=np.ascontiguousarray(source.picture).tobytes(),
@@ -149,6 +157,11 @@ class SaliencyWidget(anywidget.AnyWidget):
             channel=channel,
             **look,
         )
+        self.key = self.model_id or ""
+        self._still = Still(self._still_bundle)
+        self._finishes_cells = False
+        self._shown: Any = None
+        self.observe(self._picture_changed, ["panels", "channels", *LOOK])
         self.observe(self._retarget, "target")
         self.observe(self._rerule, "rule")
         self.observe(self._reselect, "selected")
@@ -168,36 +181,43 @@ class SaliencyWidget(anywidget.AnyWidget):
         if layer and layer not in self._source.layers:
             raise unknown_name("layer", layer, self._source.layers)
 
-    @traitlets.validate("target")
-    def _valid_target(self, proposal: Mapping) -> int:
-        count = len(self._source.probabilities)
-        if not -1 <= proposal["value"] < max(count, 1):
-            raise InputError(
-                f"label {proposal['value']} is not a class of this model; it has {count}: 0 to {count - 1}."
-            )
-        return proposal["value"]
+    @traitlets.validate(*ASKED, *LOOK)
+    def _valid(self, proposal: Mapping) -> Any:
+        return self._checked(proposal["trait"].name, proposal["value"])
 
-    @traitlets.validate("selected")
-    def _valid_selected(self, proposal: Mapping) -> list[str]:
-        self._check(selected=proposal["value"])
-        return proposal["value"]
+    def _checked(self, name: str, value: Any) -> Any:
+        """The value of a trait that anybody may set, or an error that says what is known."""
+        if name == "target":
+            count = len(self._source.probabilities)
+            if not -1 <= value < max(count, 1):
+                raise InputError(f"label {value} is not a class of this model; it has {count}: 0 to {count - 1}.")
+        elif name == "selected":
+            self._check(selected=value)
+            return list(dict.fromkeys(value))
+        elif name in ("rule", "layer"):
+            self._check(**{name: value})
+        elif name == "channel" and value < -1:
+            raise InputError(f"channel {value} should be a number of a channel, or -1 for none.")
+        elif name in ("opacity", "percentile") and not math.isfinite(value):
+            raise InputError(f"{name} should be a finite number, not {value}.")
+        elif name == "cmap" and value not in self.luts:
+            self.luts = {**self.luts, value: colour_table(value).tobytes()}
+        return value
 
-    @traitlets.validate("rule")
-    def _valid_rule(self, proposal: Mapping) -> str:
-        self._check(rule=proposal["value"])
-        return proposal["value"]
+    def set_state(self, sync_data: Mapping[str, Any]) -> None:
+        """Take what a front end sends: questions and looks, each checked. Whatever else it sends is refused.
 
-    @traitlets.validate("layer")
-    def _valid_layer(self, proposal: Mapping) -> str:
-        self._check(layer=proposal["value"])
-        return proposal["value"]
-
-    @traitlets.validate("cmap")
-    def _valid_cmap(self, proposal: Mapping) -> str:
-        name = proposal["value"]
-        if name not in self.luts:
-            self.luts = {**self.luts, name: colour_table(name).tobytes()}
-        return name
+        A front end holds code from whoever wrote the notebook, and what it sends ends up in saved pages.
+        """
+        taken = {}
+        for name, value in sync_data.items():
+            if name in (*ASKED, *LOOK):
+                with contextlib.suppress(InputError, traitlets.TraitError):
+                    taken[name] = self._checked(name, self.traits()[name].validate(self, value))
+        super().set_state(taken)
+        refused = [name for name in sync_data if name not in taken and name in self.keys]
+        if refused:
+            self.send_state(refused)  # the front end sees what holds
 
     def _top(self, target: int, top_k: int) -> list[dict]:
         probabilities, classes = self._source.probabilities, self._source.classes
@@ -235,9 +255,17 @@ class SaliencyWidget(anywidget.AnyWidget):
     def _rechannel(self, change: Mapping) -> None:
         self._compute([panel for panel in self._wanted() if panel == "concept"])
 
-    def _message(self, widget: Any, content: Mapping, buffers: Any) -> None:
-        if content.get("type") == "cancel":
+    def _message(self, widget: Any, content: Any, buffers: Any) -> None:
+        if isinstance(content, Mapping) and content.get("type") == "cancel" and content.get("id") in self._watches:
             self.cancel(content["id"])
+
+    def _picture_changed(self, change: Mapping) -> None:
+        """Let the still follow what is seen: finished maps and looks, but no progress."""
+        finished = [(info["id"], info["title"], info["state"]) for info in self.panels]
+        shown = [entry for entry in finished if entry[-1] not in UNFINISHED], self._look()
+        if shown != self._shown:
+            self._shown = shown
+            self._still.outdated()
 
     # ---- computing -----------------------------------------------------------------------------------------------
 
@@ -277,7 +305,11 @@ class SaliencyWidget(anywidget.AnyWidget):
         title = self._title(panel)
         ask = (self.target if self.target >= 0 else None, self.rule, self.layer, self.channel)
         self._describe(panel, {"title": title, "state": "waiting"})
-        self._lanes[panel in TRACED or panel.startswith(LRP_PREFIX)].submit(lambda: self._job(panel, watch, ask), watch)
+        self._lanes[self._is_traced(panel)].submit(lambda: self._job(panel, watch, ask), watch)
+
+    @staticmethod
+    def _is_traced(panel: str) -> bool:
+        return panel in TRACED or panel.startswith(LRP_PREFIX)
 
     def _job(self, panel: str, watch: Watch, ask: tuple) -> None:
         try:
@@ -300,7 +332,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             return self._source.layer(layer, target, rule)
         if panel == "concept":
             return self._source.concept(layer, channel, target, rule), None
-        if panel == "lrp" or panel.startswith(LRP_PREFIX):
+        if self._is_traced(panel):
             return self._source.lrp(target, rule if panel == "lrp" else panel.removeprefix(LRP_PREFIX)), None
         return self._source.method(panel, target, watch), None
 
@@ -344,13 +376,15 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     # ---- for the caller ------------------------------------------------------------------------------------------
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: float | None = None, which: Callable[[Mapping], bool] = lambda info: True) -> bool:
         """Block until every panel is finished, failed or cancelled.
 
         Parameters
         ----------
         timeout : float or None
             Seconds to wait at most; None waits for all.
+        which : callable
+            Which panels to wait for, by their entry in ``panels``.
 
         Returns
         -------
@@ -359,7 +393,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         """
         with self._settled:
             return self._settled.wait_for(
-                lambda: all(info["state"] not in ("waiting", "running") for info in self.panels), timeout
+                lambda: all(info["state"] not in UNFINISHED for info in self.panels if which(info)), timeout
             )
 
     def cancel(self, panel: str | None = None) -> None:
@@ -368,7 +402,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             for name, watch in self._watches.items():
                 if panel in (None, name):
                     watch.cancel()
-                    if any(info["id"] == name and info["state"] in ("waiting", "running") for info in self.panels):
+                    if any(info["id"] == name and info["state"] in UNFINISHED for info in self.panels):
                         self._describe(name, {"state": "cancelled"})
             self._settled.notify_all()
 
@@ -381,6 +415,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         """Cancel what is running and close the widget."""
         with contextlib.suppress(AttributeError):  # a half-made widget has nothing to cancel
             self.cancel()
+            self._still.close()
         super().close()
 
     # ---- without a kernel ----------------------------------------------------------------------------------------
@@ -415,34 +450,29 @@ class SaliencyWidget(anywidget.AnyWidget):
         return (info.get("account") or {}).get("summary", "")
 
     def _state_for_page(self) -> dict[str, Any]:
-        names = [
-            name for name in self.keys if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")
-        ]
+        left_out = ("layout", "tabbable", "tooltip", "page", "key", "image", "channel_maps")
+        names = [name for name in self.keys if not name.startswith(("_", "map_")) and name not in left_out]
         with self._lock:
-            return {**{name: getattr(self, name) for name in names}, "live": False, "_css": self._css}
+            state = {name: getattr(self, name) for name in names}
+            maps, channel_maps = dict(self._maps), np.frombuffer(self.channel_maps, "<f4")
+        state["panels"] = [
+            {**info, "state": "not computed"} if info["state"] in UNFINISHED else info for info in state["panels"]
+        ]
+        state.update({_map_trait(panel): page.packed_map(values) for panel, values in maps.items()})
+        state["image"] = page.packed_picture(np.ascontiguousarray(self._source.picture))
+        return {**state, "channel_maps": page.packed_map(channel_maps), "page": page.template(), "live": False}
 
     def to_html(self) -> str:
         """A page of its own: the same view, interactive, with no kernel and no network.
 
+        Maps that are not finished are said not to be computed.
+
         Returns
         -------
         str
-            HTML that holds picture, maps, code and style.
+            HTML that holds picture, maps, code and style; some 100 kB for each map of a photograph.
         """
-
-        def packed(value: Any) -> Any:
-            if isinstance(value, bytes):
-                return {"base64": base64.b64encode(value).decode("ascii")}
-            raise TypeError(f"{type(value).__name__} has no place in a saved page")
-
-        def script(value: Any) -> str:
-            return json.dumps(value, default=packed).replace("<", "\\u003c")
-
-        return (
-            self.page.replace("__STYLE__", str(self._css))
-            .replace("__MODULE__", script(str(self._esm)))
-            .replace("__STATE__", script(self._state_for_page()))
-        )
+        return page.page(self._state_for_page())
 
     def save(self, path: str | pathlib.Path) -> pathlib.Path:
         """Write the view to a ``.html`` (interactive) or ``.png`` file.
@@ -461,21 +491,23 @@ class SaliencyWidget(anywidget.AnyWidget):
             raise InputError(f"cannot save a view as {target.name!r}: give a name that ends in .html or .png.")
         return target
 
-    def _static_html(self, png: str) -> str:
-        from html import escape
+    def _still_bundle(self) -> dict[str, Any]:
+        """What a saved notebook keeps: the maps as they are now."""
+        png = small_png(self.to_png())
+        notes = [f"{info['title']}: {text}" for info in self.panels for text in info.get("warnings", [])]
+        html = still_html(png, self._still_caption(), notes, self.to_html())
+        return {"image/png": base64.b64encode(png).decode("ascii"), "text/html": html, "text/plain": repr(self)}
 
-        notes = [
-            f"{info['title']}: {text}"
-            for info in self.panels
-            for text in [*info.get("warnings", []), (info.get("account") or {}).get("summary", "")]
-            if text
-        ]
-        listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        name = escape(repr(self))
-        return (
-            f'<figure style="margin:0"><img alt="{name}" style="max-width:100%" src="data:image/png;base64,{png}">'
-            f"<figcaption>{name}{f'<ul>{listed}</ul>' if listed else ''}</figcaption></figure>"
-        )
+    def _still_caption(self) -> str:
+        """Class, rule and how much of the score the map accounts for, as far as they are known."""
+        parts = []
+        if self.target >= 0:
+            known = {entry["index"]: entry for entry in self._top(self.target, 1)}[self.target]
+            parts.append(f"{known['name']} ({known['probability']:.1%})")
+        parts.append(f"LRP rule {self.rule}")
+        lrp = next((info for info in self.panels if info["id"] == "lrp"), {})
+        parts += [summary for summary in [(lrp.get("account") or {}).get("summary")] if summary]
+        return " · ".join(parts) + ". Run the cell to ask for other classes, rules and layers."
 
     def __repr__(self) -> str:
         label = f", label={self.target}" if self.target >= 0 else ""
@@ -484,10 +516,38 @@ class SaliencyWidget(anywidget.AnyWidget):
             f"size={self.width}x{self.height})"
         )
 
+    def _settle_for_showing(self) -> bool:
+        """Wait as long as showing should; whether somebody is there who sees later changes."""
+        attended = somebody_watches()
+        self.wait(self._patience if attended else None)
+        if attended and self._patience is not None:
+            self.wait(TRACED_PATIENCE, lambda info: self._is_traced(info["id"]))
+        return attended
+
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
-        self.wait(self._patience)
+        self._settle_for_showing()
+        data, metadata = self._view(**kwargs)
+        return {**data, **self._still_bundle()}, metadata
+
+    def _view(self, **kwargs: Any) -> tuple[dict, dict]:
         bundle = super()._repr_mimebundle_(**kwargs)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-        png = base64.b64encode(self.to_png()).decode("ascii")
-        still = {"image/png": png, "text/html": self._static_html(png), "text/plain": repr(self)}
-        return {**data, **still}, metadata
+        return bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+
+    def _ipython_display_(self) -> None:
+        from IPython import get_ipython
+        from IPython.display import display
+
+        attended = self._settle_for_showing()
+        self._still.show()
+        data, metadata = self._view()
+        view = {kind: form for kind, form in data.items() if kind.startswith("application/")}
+        display({**view, "text/plain": ""}, metadata=metadata, raw=True)
+        shell = get_ipython()
+        if not attended and shell is not None and not self._finishes_cells:
+            self._finishes_cells = True
+            shell.events.register("post_run_cell", self._finish_cell)
+
+    def _finish_cell(self, *args: Any) -> None:
+        """Nobody sees what comes after this cell: what its later lines asked for is finished now."""
+        self.wait()
+        self._still.flush()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import html
+import base64
+import io
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ import urllib.request
 import nbformat
 import numpy as np
 import pytest
-from browser_page import Console, canvas_pixels
+from browser_page import PIXELS, Console, canvas_pixels
 from PIL import Image
 
 pytest.importorskip("jupyterlab", reason="jupyterlab is not installed (pip install jupyterlab)")
@@ -314,27 +315,169 @@ def saved(opened, timeout: float = 30):
     raise AssertionError("the notebook was not saved with its outputs")
 
 
-def test_what_is_saved_shows_without_a_kernel(opened):
-    """Saved, it is a picture for nbconvert and for a colleague who opens it in another JupyterLab.
+VIEW = "application/vnd.jupyter.widget-view+json"
+STILL = {"image/png", "text/html", "text/plain"}
 
-    Who does not trust a notebook gets the picture; who does, with a new kernel, is told by ipywidgets that there is
-    no model. The colleague's copy differs from ours, so that it is not trusted here either.
-    """
+
+def still_of(opened, changed_since: str = "", timeout: float = 30):
+    """The saved notebook and the data of its still, once it differs from what it was."""
+    end = time.monotonic() + timeout
+    while True:
+        opened.command("docmanager:save")
+        opened.page.wait_for_timeout(700)
+        notebook = saved(opened)
+        data = notebook.cells[0].outputs[0]["data"]
+        if data["image/png"] != changed_since:
+            return notebook, data
+        assert time.monotonic() < end, "the still has not followed the view"
+
+
+def tiles_of(data) -> list[np.ndarray]:
+    """Pictures on the still's contact sheet, 64 x 64, (H, W, 3) int."""
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")).astype(int)
+    zoom = 256  # four times 64 pixels
+    rows, columns = range(32, sheet.shape[0] - zoom + 1, 2), range(10, sheet.shape[1] - zoom + 1, zoom + 10)
+    return [sheet[top : top + zoom : 4, left : left + zoom : 4] for top in rows for left in columns]
+
+
+def shows(data, expected: np.ndarray) -> bool:
+    """Whether one of the still's pictures is the expected one, as near as 256 colours allow."""
+    return any(np.abs(tile - expected.astype(int)).mean() < 6 for tile in tiles_of(data))
+
+
+def test_the_still_follows_the_view(opened, truth):
+    picture, _, relevance = truth
+    opened.page.get_by_label("LRP rule", exact=True).select_option("epsilon")
+    wait_for_pixels(opened, "lrp", blend(picture, relevance(opened.asked()[0], "epsilon")))
+    opened.page.wait_for_timeout(2000)
+    _, before = still_of(opened)
+    target = opened.asked()[0]
+    assert shows(before, blend(picture, relevance(target, "epsilon")))
+    opened.page.get_by_label("LRP rule", exact=True).select_option("epsilon_plus")
+    opened.page.get_by_label("Class", exact=True).select_option(str(truth[1]))
+    wait_for_pixels(opened, "lrp", blend(picture, relevance(truth[1], "epsilon_plus")))
+    opened.page.wait_for_selector("[data-panel=occlusion][data-state=done]", timeout=60000)
+    _, after = still_of(opened, before["image/png"])
+    opened.page.wait_for_timeout(1500)
+    _, after = still_of(opened)
+    assert shows(after, blend(picture, relevance(truth[1], "epsilon_plus")))
+    assert not shows(after, blend(picture, relevance(target, "epsilon")))
+
+
+def frame_pixels(page, panel: str) -> np.ndarray:
+    """Pixels of a canvas in the frame that holds a saved view."""
+    frame = page.frame_locator(".saliency-still iframe")
+    canvas = frame.locator(f"[data-panel='{panel}'] canvas.saliency-canvas")
+    canvas.wait_for(timeout=60000)
+    found = canvas.evaluate(PIXELS)
+    pixels = np.frombuffer(base64.b64decode(found["data"]), np.uint8)
+    return pixels.reshape(found["height"], found["width"], 4)[..., :3].astype(int)
+
+
+def shown(page, selector: str) -> list[dict]:
+    """Size of every element that takes room on the page."""
+    return [box for node in page.locator(selector).all() if (box := node.bounding_box()) and box["height"] > 1]
+
+
+def colleague(opened, name: str, notebook, trust: bool, theme: str = ""):
+    """A page with another's copy of the notebook and a kernel that knows nothing."""
+    notebook = nbformat.from_dict(notebook)
+    notebook.cells.append(nbformat.v4.new_markdown_cell(f"Look at this. ({name})"))  # so our trust is not its own
+    path = opened.folder / name
+    nbformat.write(notebook, path)
+    if trust:
+        environment = {**os.environ, "JUPYTER_DATA_DIR": str(opened.folder.parent / "data")}
+        subprocess.run([sys.executable, "-m", "jupyter", "trust", str(path)], env=environment, check=True, timeout=60)
+    page = opened.context.new_page()
+    page.console = Console(page)
+    page.goto(f"{opened.address}/lab/tree/{name}?reset&token={opened.token}")
+    page.wait_for_selector(".saliency-still", timeout=60000, state="attached")
+    return page
+
+
+def expected_of(opened, truth) -> np.ndarray:
+    target, rule = opened.asked()
+    return blend(truth[0], truth[2](target, rule)).astype(int)
+
+
+def test_live_there_is_the_widget_and_nothing_else(opened):
+    assert len(shown(opened.page, ".saliency")) == 1
+    assert shown(opened.page, ".saliency-still") == []
+
+
+def test_two_outputs_are_saved(opened):
+    notebook, still = still_of(opened)
+    view = notebook.cells[0].outputs[1]["data"]
+    assert set(still) == STILL and set(view) == {VIEW, "text/plain"}
+    assert still["text/plain"].startswith("SaliencyWidget(methods=('lrp'") and not view["text/plain"]
+    assert "running" not in still["text/html"].partition("<iframe")[0]
+
+
+def test_untrusted_it_is_a_picture(opened):
+    notebook, _ = still_of(opened)
+    page = colleague(opened, "stranger.ipynb", notebook, trust=False)
+    page.wait_for_function("() => document.querySelector('.saliency-still img')?.naturalWidth > 500", timeout=60000)
+    (picture,) = shown(page, ".saliency-still img")
+    assert picture["width"] > 400 and shown(page, "iframe") == []
+    page.close()
+
+
+def test_trusted_with_a_new_kernel_it_is_the_view(opened, truth):
+    notebook, _ = still_of(opened)
+    page = colleague(opened, "colleague.ipynb", notebook, trust=True)
+    assert np.abs(frame_pixels(page, "lrp") - expected_of(opened, truth)).max() <= 1
+    page.wait_for_timeout(1000)
+    (frame,) = shown(page, ".saliency-still iframe")
+    assert frame["height"] > 300 and shown(page, ".saliency-still img") == []
+    assert not page.get_by_text("Error displaying widget").is_visible()
+    view = page.frame_locator(".saliency-still iframe")
+    assert view.get_by_text("need a kernel").is_visible()
+    view.get_by_label("Backdrop", exact=True).select_option("none")  # looking works
+    page.wait_for_timeout(300)
+    target, rule = opened.asked()
+    expected = blend(truth[0], truth[2](target, rule), backdrop="none").astype(int)
+    assert np.abs(frame_pixels(page, "lrp") - expected).max() <= 1
+    page.close()
+
+
+def as_web_page(browser, notebook, path: pathlib.Path):
+    """The notebook converted to HTML, opened without a network."""
     from nbconvert import HTMLExporter
 
-    opened.command("docmanager:save")
-    notebook = saved(opened)
-    data = notebook.cells[0].outputs[0]["data"]
-    assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/html", "text/plain"} == set(data)
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
-    assert "data:image/png;base64," in page and "SaliencyWidget(methods=('lrp'" in html.unescape(page)
-    notebook.cells.append(nbformat.v4.new_markdown_cell("Look at this."))
-    nbformat.write(notebook, opened.folder / "colleague.ipynb")
-    colleague = opened.context.new_page()
-    colleague.goto(f"{opened.address}/lab/tree/colleague.ipynb?reset&token={opened.token}")
-    seen = "() => document.querySelector('.jp-OutputArea-output img')?.naturalWidth > 500"
-    colleague.wait_for_function(seen, timeout=60000)
-    colleague.close()
+    body, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    path.write_text(body, "utf-8")
+    page = browser.new_context(offline=True, viewport={"width": 1280, "height": 1000}).new_page()
+    page.goto(path.as_uri())
+    return page
+
+
+def test_converted_it_is_the_view(opened, browser, truth, tmp_path):
+    notebook, _ = still_of(opened)
+    page = as_web_page(browser, notebook, tmp_path / "notebook.html")
+    assert np.abs(frame_pixels(page, "lrp") - expected_of(opened, truth)).max() <= 1
+    assert shown(page, ".saliency-still img") == [] and len(shown(page, ".saliency-still iframe")) == 1
+    page.context.close()
+
+
+def test_executed_by_nobody_and_converted_it_has_finished_maps(browser, truth, tmp_path):
+    """As ``nbconvert --execute`` does: nobody watches, the kernel ends with the last cell."""
+    nbclient = pytest.importorskip("nbclient")
+    cell = CELL.replace("wait=None", "wait=0") + "\nwidget.rule = 'epsilon'"
+    lines = cell.replace("\nwidget\n", "\ndisplay(widget)\n")  # and a rule that is asked for after it was shown
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(lines)])
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
+    client.execute(env=environment, cwd=str(tmp_path))
+    still, view = (output["data"] for output in notebook.cells[0].outputs)
+    assert set(still) == STILL and VIEW in view
+    picture, first, relevance = truth
+    assert shows(still, blend(picture, relevance(first, "epsilon")))
+    page = as_web_page(browser, notebook, tmp_path / "executed.html")
+    assert np.abs(frame_pixels(page, "lrp") - blend(picture, relevance(first, "epsilon"))).max() <= 1
+    for panel in ("grad_x_input", "occlusion", "gradcam"):
+        assert frame_pixels(page, panel).std() > 5
+    assert page.frame_locator("iframe").locator("[data-state=done]").count() == 4
+    page.context.close()
 
 
 def test_a_page_loaded_again_finds_the_living_widget(opened):
@@ -370,4 +513,17 @@ def test_screenshots(browser, lab, name, theme, width):
     path = pathlib.Path(SCREENSHOTS) / f"{name}.png"
     notebook.page.locator(".saliency").screenshot(path=path)
     Image.open(path).convert("RGB").save(path, optimize=True)
+    notebook.context.close()
+
+
+def test_a_kernel_that_is_gone_is_told(browser, lab):
+    """Last of all: controls that can do nothing any more say so."""
+    cell = CELL.replace('("lrp", "grad_x_input", "occlusion", "gradcam")', '("lrp", "gradcam")')
+    notebook = Lab(browser, lab, "gone.ipynb", [cell])
+    notebook.run()
+    assert notebook.page.get_by_label("LRP rule", exact=True).is_enabled()
+    notebook.page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
+    notebook.page.get_by_text("No kernel: run the cell again").wait_for(timeout=60000)
+    assert notebook.page.get_by_label("LRP rule", exact=True).is_disabled()
+    assert notebook.page.get_by_label("Opacity", exact=True).is_enabled()
     notebook.context.close()

@@ -97,6 +97,7 @@ function h(tag, attributes = {}, ...children) {
   return node;
 }
 
+const isUnfinished = (state) => state === "running" || state === "waiting";
 const percent = (fraction) => `${(100 * fraction).toFixed(fraction < 0.0995 ? 2 : 1)} %`;
 const signed = (value) => (value > 0 ? "+" : "") + value.toPrecision(3);
 const className = (model, index) => model.get("classes")[index] ?? `class ${index}`;
@@ -204,7 +205,7 @@ class Panel {
     const done = info.state === "done" && info.seconds != null ? `${info.seconds.toFixed(2)} s` : "";
     this.note.textContent = info.state === "done" ? done : info.state;
     this.node.dataset.state = info.state;
-    const running = info.state === "running" || info.state === "waiting";
+    const running = isUnfinished(info.state);
     this.busy.hidden = !running;
     if (running) {
       if (info.total) this.progress.value = Math.min(info.done / info.total, 1);
@@ -298,6 +299,9 @@ class Board {
     this.spot = null;
     this.handlers = [];
     this.live = model.get("live");
+    this.dead = false;
+    this.status = h("p", { className: "saliency-status", hidden: true });
+    this.status.setAttribute("role", "status");
     this.root = h("section", { className: "saliency" });
     this.root.setAttribute("aria-label", "saliency comparison");
     // or JupyterLab takes Enter, arrows and letters for its own; Ctrl+S and the like are left to it
@@ -309,12 +313,41 @@ class Board {
     this.channelStrip.setAttribute("aria-label", "channels of the layer, strongest first");
     this.code = h("textarea", { className: "saliency-code", readOnly: true, hidden: true, rows: 4 });
     this.code.setAttribute("aria-label", "the call that reproduces this view");
-    this.root.append(this.lookControls(), this.askControls(), this.grid, this.channelStrip, this.buttons(), this.code);
+    this.root.append(this.lookControls(), this.askControls(), this.status, this.grid, this.channelStrip, this.buttons(), this.code);
     el.append(this.root);
     this.takePicture();
     this.follow();
     this.arrange();
     this.showChannels();
+    this.watchKernel();
+  }
+
+  /** Without a kernel nothing can be computed: the controls that ask for it say so. */
+  async watchKernel() {
+    if (!this.live) {
+      this.say("Saved view: looking works; other classes, rules and layers need a kernel. Run the cell again.");
+      return;
+    }
+    const real = await this.model.widget_manager?.get_model(this.model.get("key")).catch(() => null);
+    if (!real?.on || this.gone) return;
+    const follow = () => this.setDead(!real.comm_live);
+    real.on("comm_live_update", follow);
+    this.unfollow = () => real.off("comm_live_update", follow);
+    follow();
+  }
+
+  setDead(dead) {
+    if (this.dead === dead) return;
+    for (const control of this.asking.querySelectorAll("select, input")) control.disabled = dead;
+    for (const button of this.channelStrip.querySelectorAll("button")) button.disabled = dead;
+    for (const panel of this.panels.values()) panel.cancel.disabled = dead;
+    this.dead = dead;
+    this.say(dead ? "No kernel: run the cell again to ask for other classes, rules and layers." : "");
+  }
+
+  say(text) {
+    this.status.textContent = text;
+    this.status.hidden = !text;
   }
 
   /* what the model holds */
@@ -364,6 +397,8 @@ class Board {
   destroy() {
     for (const [name, handler] of this.handlers) this.model.off(name, handler);
     cancelAnimationFrame(this.frame);
+    this.gone = true;
+    this.unfollow?.();
   }
 
   /* drawing: at most once a frame */
@@ -636,7 +671,7 @@ class Board {
     for (let i = 0; i < values.length; i++) pixels.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i);
     context.putImageData(pixels, 0, 0);
     const on = index === chosen;
-    const button = h("button", { type: "button", disabled: !this.live,
+    const button = h("button", { type: "button", disabled: !this.live || this.dead,
       onclick: () => this.ask("channel", on ? -1 : index) }, canvas,
       h("span", { textContent: `${index}` }), h("small", { textContent: percent(share) }));
     button.setAttribute("aria-pressed", on);
@@ -707,16 +742,21 @@ class Board {
     const names = ["width", "height", "image", "luts", "sequential", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
       "methods", "selected", "layers", "layer", "channels", "channel_maps", "channel_size", "channel", "opacity", "cmap",
       "sign", "percentile", "backdrop", "call", "page", "_css", ...[...this.panels.keys()].map((id) => `map_${id}`)];
-    return { ...Object.fromEntries(names.map((name) => [name, this.model.get(name)])), live: false };
+    const panels = this.model.get("panels").map((info) =>
+      (isUnfinished(info.state) ? { ...info, state: "not computed" } : info));
+    return { ...Object.fromEntries(names.map((name) => [name, this.model.get(name)])), panels, live: false };
   }
 
-  saveHtml() {
-    const page = fillPage(this.model.get("page"), this.state(), this.model.get("_esm"), this.model.get("_css"));
+  async saveHtml() {
+    const json = await packed(this.state());
+    const page = fillPage(this.model.get("page"), json, this.model.get("_esm"), this.model.get("_css"));
     download(new Blob([page], { type: "text/html" }), "saliency.html");
   }
 }
 
-/* ---------- a page of its own: the same view with no kernel ---------- */
+/* ---------- a page of its own: the same view with no kernel (page.py packs the same way) ---------- */
+
+const STEPS = 511; // of the square root of |R|, on either side of zero
 
 function toBase64(bytes) {
   let text = "";
@@ -724,15 +764,93 @@ function toBase64(bytes) {
   return btoa(text);
 }
 
-const packed = (key, value) =>
-  ArrayBuffer.isView(value) || value instanceof ArrayBuffer ? { base64: toBase64(bytesOf(value)) } : value;
+const fromBase64 = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
-const unpacked = (key, value) =>
-  value && typeof value.base64 === "string" ? Uint8Array.from(atob(value.base64), (c) => c.charCodeAt(0)) : value;
+async function piped(bytes, stream) {
+  return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
+}
 
-function fillPage(template, state, esm, css) {
+const EXACT = 20000; // values up to which a map is kept as it is
+
+async function packedMap(values) {
+  if (values.length <= EXACT) {
+    return { floats: toBase64(await piped(new Uint8Array(values.buffer), new CompressionStream("deflate"))) };
+  }
+  const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  const planes = new Uint8Array(2 * values.length); // all low bytes before all high ones
+  let before = 0;
+  for (let i = 0; i < values.length; i++) {
+    const step = Math.sign(values[i]) * Math.round(STEPS * Math.sqrt(Math.abs(values[i]) / (largest || 1)));
+    const folded = step < before ? 2 * (before - step) - 1 : 2 * (step - before); // the sign is the lowest bit
+    planes[i] = folded & 255;
+    planes[values.length + i] = folded >> 8;
+    before = step;
+  }
+  const packed = await piped(planes, new CompressionStream("deflate"));
+  return { steps: toBase64(packed), largest };
+}
+
+async function unpackedMap({ steps, largest }) {
+  const planes = await piped(fromBase64(steps), new DecompressionStream("deflate"));
+  const values = new Float32Array(planes.length >> 1);
+  let step = 0;
+  for (let i = 0; i < values.length; i++) {
+    const folded = planes[i] + 256 * planes[values.length + i];
+    step += folded & 1 ? -(folded + 1) / 2 : folded / 2;
+    values[i] = (largest * step * Math.abs(step)) / (STEPS * STEPS);
+  }
+  return new Uint8Array(values.buffer);
+}
+
+const LOSSLESS = 64000; // bytes up to which a picture is kept as it is
+
+function packedPicture(rgb, width, height) {
+  const canvas = h("canvas", { width, height });
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(width, height);
+  for (let i = 0; i < width * height; i++) pixels.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i);
+  context.putImageData(pixels, 0, 0);
+  const exact = canvas.toDataURL("image/png");
+  return { picture: exact.length * 0.75 <= LOSSLESS ? exact : canvas.toDataURL("image/jpeg", 0.9) };
+}
+
+async function unpackedPicture({ picture }, width, height) {
+  const image = new Image();
+  image.src = picture;
+  await image.decode();
+  const context = h("canvas", { width, height }).getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  const rgba = context.getImageData(0, 0, width, height).data;
+  const rgb = new Uint8Array(3 * width * height);
+  for (let i = 0; i < width * height; i++) rgb.set(rgba.subarray(4 * i, 4 * i + 3), 3 * i);
+  return rgb;
+}
+
+async function packed(state) {
+  const out = {};
+  for (const [name, value] of Object.entries(state)) {
+    if (name === "image") out[name] = packedPicture(bytesOf(value), state.width, state.height);
+    else if (name.startsWith("map_") || name === "channel_maps") out[name] = await packedMap(floatsOf(value));
+    else out[name] = value;
+  }
+  return JSON.stringify(out, (key, value) =>
+    ArrayBuffer.isView(value) || value instanceof ArrayBuffer ? { base64: toBase64(bytesOf(value)) } : value);
+}
+
+async function unpacked(json) {
+  const state = JSON.parse(json, (key, value) => (typeof value?.base64 === "string" ? fromBase64(value.base64) : value));
+  for (const [name, value] of Object.entries(state)) {
+    if (typeof value?.floats === "string") {
+      state[name] = await piped(fromBase64(value.floats), new DecompressionStream("deflate"));
+    } else if (typeof value?.steps === "string") state[name] = await unpackedMap(value);
+    else if (typeof value?.picture === "string") state[name] = await unpackedPicture(value, state.width, state.height);
+  }
+  return state;
+}
+
+function fillPage(template, json, esm, css) {
   const safe = (text) => text.replaceAll("<", "\\u003c"); // a JSON text has "<" in strings only
-  const fields = { STATE: safe(JSON.stringify(state, packed)), MODULE: safe(JSON.stringify(esm)), STYLE: css };
+  const fields = { STATE: safe(json), MODULE: safe(JSON.stringify(esm)), STYLE: css };
   return template.replace(/__(STATE|MODULE|STYLE)__/g, (whole, name) => fields[name]);
 }
 
@@ -757,10 +875,33 @@ export class PageModel {
   send() {}
 }
 
-export function startPage(json, esm, el) {
-  const state = JSON.parse(json, unpacked);
+/** In a frame of a notebook: as high as the view, in the notebook's colours. */
+function fitFrame(el) {
+  const frame = window.frameElement;
+  if (!frame) return;
+  const outside = frame.ownerDocument;
+  const light = outside.body.dataset.jpThemeLight;
+  if (light) {
+    document.body.dataset.jpThemeLight = light;
+    document.documentElement.style.colorScheme = light === "true" ? "light" : "dark";
+    const theme = getComputedStyle(outside.body);
+    for (const name of THEME) document.body.style.setProperty(name, theme.getPropertyValue(name));
+  }
+  document.body.style.margin = "0";
+  new ResizeObserver(() => { frame.style.height = `${el.scrollHeight + 4}px`; }).observe(el);
+}
+
+const THEME = ["ui-font-color1", "ui-font-color2", "layout-color1", "layout-color2", "border-color2", "brand-color1",
+  "warn-color0", "ui-font-family"].map((name) => `--jp-${name}`);
+
+export async function startPage(json, esm, el) {
+  const state = await unpacked(json);
   state._esm = esm;
   render({ model: new PageModel(state), el });
+  try {
+    fitFrame(el);
+  } catch { // a frame that may not look out keeps its height
+  }
 }
 
 function render({ model, el }) {

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from ..errors import InputError, unknown_name
 from ..explainers.registry import DEFAULT_METHODS
 from .explained import Subject, explain
 from .models import find_device, find_model, one_line
-from .options import DEMO_IMAGES, DEMO_OUT, build_batch_parser, build_parser
+from .options import DEMO_IMAGES, DEMO_OUT, MOST_IMAGES, build_batch_parser, build_parser
 from .report import as_page, as_text, glossary_text
+
+#: exit code of a command that Ctrl-C ended, as shells count it
+INTERRUPTED = 130
 
 
 def run_batch(options: argparse.Namespace) -> None:
@@ -38,7 +42,10 @@ def run_batch(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, or 2 after one line about what was wrong."""
+    """Run the command; return its exit code.
+
+    0, or after one line: 2 where something was wrong, 130 where it was interrupted.
+    """
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files; no window system is needed
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     batch = arguments[:1] == ["batch"]
@@ -53,7 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"saliency-lrp: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"saliency-lrp: stopped. {how_to_go_on(options, batch)}", file=sys.stderr)
+        return INTERRUPTED
     return 0
+
+
+def how_to_go_on(options: argparse.Namespace, batch: bool) -> str:
+    """What is left of an interrupted run."""
+    if batch:
+        return f"What is done is in {str(options.out)!r}; the same command goes on from there"
+    return "Pictures that were listed are written; the same command starts again"
 
 
 def run(options: argparse.Namespace, command: str) -> None:
@@ -62,7 +79,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     methods = find_methods(options.method or DEFAULT_METHODS, options.composite)
     device = find_device(options.device)
     model = find_model(options).eval()
-    out = options.out or Path(DEMO_OUT if options.image is None else f"{Path(options.image).stem}-saliency")
+    out = options.out or default_out(options.images)
     out.mkdir(parents=True, exist_ok=True)
     explained = []
     for subject in subjects:
@@ -74,18 +91,40 @@ def run(options: argparse.Namespace, command: str) -> None:
     print("\nwrote", *[item.picture for item in explained], page, sep="\n  ")
 
 
+def default_out(images: Sequence[str]) -> Path:
+    """Where to write if nothing is said."""
+    if not images:
+        return Path(DEMO_OUT)
+    return Path(f"{Path(images[0]).stem}-saliency" if len(images) == 1 else "saliency")
+
+
 def find_subjects(options: argparse.Namespace) -> list[Subject]:
-    """The image that was named, or the demo images."""
-    if options.image is not None:
+    """The images that were named, or the demo images."""
+    if options.images:
         from ..images import load_image
 
-        return [Subject(Path(options.image).name, load_image(options.image).picture())]
+        return [Subject(name, load_image(path).picture()) for name, path in find_images(options.images).items()]
     if not options.demo:
         raise InputError("no image was given: name one, or use --demo for images that come with the package")
     from ..demo import demo_images
 
     images = enumerate(demo_images(DEMO_IMAGES), start=1)
     return [Subject(f"demo image {i}", image, label, mask) for i, (image, label, mask) in images]
+
+
+def find_images(named: Sequence[str]) -> dict[str, Path]:
+    """Image files by a name of their own, those of folders among them."""
+    from ..dataset import images_in
+
+    paths = [p for name in named for p in (images_in(Path(name)) if Path(name).is_dir() else [Path(name)])]
+    if len(paths) > MOST_IMAGES:
+        raise InputError(
+            f"{len(paths)} images are too many for one page: explain them into a store, by "
+            "saliency-lrp batch FOLDER, or name at most "
+            f"{MOST_IMAGES}"
+        )
+    alike = Counter(path.name for path in paths)
+    return {path.name if alike[path.name] == 1 else path.as_posix(): path for path in paths}
 
 
 def find_methods(methods: Sequence[str], composite: str | None) -> list[str]:

@@ -1,0 +1,1 @@
+"""What goes in, what autograd carries (``reference``, ``coefficient``), where relevance starts and ends."""
