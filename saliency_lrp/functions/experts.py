@@ -15,7 +15,7 @@ from .unknown import unknown
 
 @kind("experts")
 def grouped_matrix_product(call: Call) -> Any:
-    """``grouped_mm(rows, weights, offs)``: rows up to ``offs[0]`` by the first weight, on to ``offs[1]`` by the next."""
+    """``grouped_mm(rows, weights, offs)``: rows to ``offs[0]`` by the first weight, on to ``offs[1]`` by the next."""
     x, w = call.args[0], call.args[1]
     offs = call.arg(2, "offs")
     if call.arg(3, "bias") is not None or not call.is_activation(x) or x.dim() != 2 or w.dim() != 3 or offs is None:
@@ -29,4 +29,4 @@ def grouped_matrix_product(call: Call) -> Any:
         parts = [a[s:e] @ v for s, e, v in zip(starts, ends, weights, strict=False)]
         return torch.cat([*parts, a.new_zeros(len(a) - starts[-1], weights.shape[-1])])
 
-    return linear_node(call, GenericLinear(call, w, run), x)
+    return linear_node(call, GenericLinear(call, w, run, own_axes=(-1,)), x)
