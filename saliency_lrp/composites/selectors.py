@@ -6,15 +6,21 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import InputError
+
 Selector = type | str | Callable[[Any], bool] | tuple
 
 
 class Where:
-    """A named predicate on sites, so that tables print readably."""
+    """A named predicate on sites, so that tables print readably.
 
-    def __init__(self, name: str, test: Callable[[Any], bool]) -> None:
+    ``foresees`` says that it asks what comes after the site, which is not known in the forward pass.
+    """
+
+    def __init__(self, name: str, test: Callable[[Any], bool], foresees: bool = False) -> None:
         self.name = name
         self.test = test
+        self.foresees = foresees
 
     def __call__(self, site: Any) -> bool:
         return self.test(site)
@@ -36,6 +42,11 @@ def family(*names: str) -> Where:
 def op(*names: str) -> Where:
     """Sites of these torch functions, by canonical name, such as ``"relu"``."""
     return Where(f"op({', '.join(names)})", lambda site: site.op in names)
+
+
+def any_site() -> Where:
+    """Every site."""
+    return Where("any_site()", lambda site: True)
 
 
 def claims(*names: str) -> Where:
@@ -61,14 +72,24 @@ def until(k: int) -> Where:
     return Where(f"until({k})", lambda site: 0 <= site.depth <= k)
 
 
+def depth(low: int, high: int | None = None) -> Where:
+    """Linear sites with ``low`` to below ``high`` (None: any number of) linear sites between them and the input."""
+    if not 0 <= low < (low + 1 if high is None else high):
+        raise InputError(f"depth({low!r}, {high!r}): depths are counted from 0 at the model's input and rise")
+    return Where(
+        f"depth({low}, {'' if high is None else high})",
+        lambda site: low <= site.depth and (high is None or site.depth < high),
+    )
+
+
 def last(n: int = 1) -> Where:
     """The last ``n`` linear sites in execution order."""
-    return Where(f"last({n})", lambda site: site.rank >= 0 and site.rank >= site.binding.linear_count - n)
+    return Where(f"last({n})", lambda site: site.rank >= 0 and site.rank >= site.binding.linear_count - n, True)
 
 
 def at_output() -> Where:
     """The site that computes the model's output."""
-    return Where("at_output()", lambda site: site.is_output)
+    return Where("at_output()", lambda site: site.is_output, True)
 
 
 def selects(selector: Selector, site: Any) -> bool:
@@ -80,3 +101,15 @@ def selects(selector: Selector, site: Any) -> bool:
     if isinstance(selector, str):
         return fnmatch.fnmatchcase(site.path, selector)
     return bool(selector(site))
+
+
+def selects_in_forward(selector: Selector, site: Any) -> bool | None:
+    """As :func:`selects`, during the forward pass; None where it depends on what comes later, or cannot be told."""
+    if isinstance(selector, tuple):
+        answers = [selects_in_forward(s, site) for s in selector]
+        return False if False in answers else None if None in answers else True
+    if isinstance(selector, type | str):
+        return selects(selector, site)
+    if not isinstance(selector, Where) or selector.foresees:
+        return None
+    return selector(site)

@@ -42,8 +42,8 @@ class AddSite(SumSite):
 
     @property
     def output(self) -> Tensor:
-        if self.rectified and self.result is not None:
-            return self.result  # the ReLU's output, which others keep as well
+        if self.result is not None and (self.rectified or not self.cut):
+            return self.result  # a ReLU's output, say, which others keep as well
         return self.computed_output()
 
     def computed_output(self) -> Tensor:
@@ -72,6 +72,8 @@ class AddSite(SumSite):
 
 class ShiftSite(SumSite):
     """``x + constant``: the constant acts as a bias."""
+
+    is_preprocessing = True
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return (c.sum_to_size(self.saved[0].shape),)

@@ -31,6 +31,8 @@ class UnknownSite(Site):
 @kind("unknown", "taylor")
 def unknown(call: Call) -> Any:
     """A node with a first-order rule for each numeric result; where that cannot be, autograd as it is. Reported."""
+    if call.interceptor.form.early:
+        return call.node(UnknownSite(call))
     if call.inplace:
         return call.node(UnknownSite(call)) if is_numeric(call.args[0]) else call.interceptor.unknown_natively(call)
     with torch.no_grad():

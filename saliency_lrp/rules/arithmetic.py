@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
+GUARD = 1e-12
+
 #: Axes over which a relative stabiliser measures outputs; None where it is absolute, () for each output by itself.
 Axes = tuple[int, ...] | None
 
