@@ -44,7 +44,9 @@ def relevance(net: nn.Module, x: Tensor, composite: str = "epsilon") -> Tensor:
     trace = RelevancePropagator(net, composite, unknown="error").trace(x)
     with torch.no_grad():
         assert torch.equal(trace.output, net(x.clone()))
-    return trace.relevance(1)
+    R = trace.relevance(1)
+    close(RelevancePropagator(net, composite, unknown="error").bound_trace(x).relevance(1), R)  # the other form
+    return R
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -106,8 +108,8 @@ def test_a_hard_sigmoid_by_hand_is_the_function(name, composite):
         return Net(run, a=linear(6, 8, True), b=linear(8, 8, True), o=linear(8, 3))
 
     x = values(4, 6)
-    trace = RelevancePropagator(net(HARD_SIGMOIDS[name]), composite).trace(x)
-    close(trace.relevance(1), RelevancePropagator(net(F.hardsigmoid), composite).trace(x).relevance(1))
+    right = RelevancePropagator(net(F.hardsigmoid), composite).trace(x).relevance(1)
+    close(relevance(net(HARD_SIGMOIDS[name]), x, composite), right)
 
 
 def test_relevance_passes_a_hard_sigmoid_unchanged():
@@ -221,6 +223,7 @@ def compare(spelling: str, layer: str, composite: str, after_relu: bool = False)
     with torch.no_grad():
         assert torch.equal(found.output, nets[1](x.clone()))
     close(found.relevance(1), right.relevance(1))
+    close(RelevancePropagator(nets[1], composite).bound_trace(x).relevance(1), right.relevance(1))
     assert found.report().conserved == pytest.approx(right.report().conserved, rel=1e-6)
 
 

@@ -84,7 +84,7 @@ def activation(call: Call) -> Any:
     if before is not None:
         before.result, before.cut = out.detach(), True
         call.interceptor.remember(before.result, before, OUTPUT)
-    return out if curve is None else note(out)
+    return by_hand.may_be_normed(out if curve is None else note(out))
 
 
 def behind_relu(call: Call, tag: Any) -> Site | None:

@@ -114,7 +114,9 @@ def hard_sigmoid(call: Call, curve: Curve) -> Any:
     whole = Call(curve.run, "hardsigmoid", (curve.source,), {}, [curve.source], False, call.interceptor)
     site = ActivationSite(whole)
     site.args = (Slot(0),)
-    return call.node(site, [curve.source], gate=GATE, nonnegative=True)
+    # a call that may run as it is must be one of the source
+    run = whole if call.interceptor.form.early and not call.inplace else call
+    return run.node(site, [curve.source], gate=GATE, nonnegative=True)
 
 
 # ------------------------------------------------------------------------------------------------ batch norms
@@ -207,12 +209,21 @@ def channels_of(x: Tensor) -> Channels | None:
             return Channels(None, -1, layer=site, reads=reads, reads_version=tag.source_version)
         return None
     # what was divided by statistics of its own is a layer norm, and its gain and shift are
-    alone = site is not None and site.kind in ("activation", "sum")
-    return Channels(x, x._version) if alone else None
+    return Channels(x, x._version) if tag.may_be_normed else None
+
+
+def may_be_normed(out: Any) -> Any:
+    """Note that an activation or a sum made this tensor: a batch norm that follows stands alone."""
+    tag = tag_of(out) if isinstance(out, Tensor) else None
+    if tag is not None:
+        tag.may_be_normed = True
+    return out
 
 
 class ByHand(Affine):
     """A batch norm that was spelled as a scale and a shift."""
+
+    is_one_call = False
 
     def __init__(self, channels: int, chain: Channels, like: Tensor) -> None:
         def spread(value: float | Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Tag:
         "source_version",
         "curve",
         "channels",
+        "may_be_normed",
         "final",
     )
 
@@ -55,6 +56,7 @@ class Tag:
         #: what numbers, and vectors of constants, have done to an activation (``by_hand.py``)
         self.curve: Any = None
         self.channels: Any = None
+        self.may_be_normed = False
         #: whether relevance of this activation is carried as such, also where the others' is carried as a coefficient
         self.final = False
 
@@ -163,10 +165,11 @@ class Call:
         """The same call of a function that returns only the k-th of its results."""
         func = self.func
 
-        def one(*args: Any, **kwargs: Any) -> Tensor:
-            return func(*args, **kwargs)[k]
+        return self.of_function(lambda *args, **kwargs: func(*args, **kwargs)[k])
 
-        return Call(one, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+    def of_function(self, func: Callable[..., Any]) -> Call:
+        """The same call of another function."""
+        return Call(func, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
 
     def replace(self, others: dict[int, Tensor]) -> None:
         """Give the call other tensors in place of some of its arguments (by their ``id``)."""
@@ -184,11 +187,7 @@ class Call:
 
     def with_result(self, out: Tensor) -> Call:
         """The same call of a function whose result is there already, for one that must not run twice."""
-
-        def give(*args: Any, **kwargs: Any) -> Tensor:
-            return args[0].copy_(out) if self.inplace else out
-
-        return Call(give, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+        return self.of_function(lambda *args, **kwargs: args[0].copy_(out) if self.inplace else out)
 
     def run_on_copies(self) -> tuple[list[Tensor], Any]:
         """Leaves that stand for the activations, and what the call makes of them; nothing of the model's is written."""

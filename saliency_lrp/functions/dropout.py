@@ -14,6 +14,22 @@ from .registry import kind
 from .sums import SumSite
 
 
+class Drawn(torch.autograd.Function):
+    """A result that was drawn already, with the factors that its input was multiplied by."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, out: Tensor, factor: Tensor, inplace: bool) -> Tensor:
+        ctx.factor = factor
+        if not inplace:
+            return out.view_as(out)
+        ctx.mark_dirty(x)
+        return x.copy_(out)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        return c * ctx.factor, None, None, None
+
+
 class DropoutSite(ScaleSite):
     """``x · factor`` with 0 where a value was dropped: relevance passes what was kept, unchanged."""
 
@@ -59,5 +75,11 @@ def random_factors(call: Call) -> Any:
     (factor,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
     build = RandomSlopes if call.name == "rrelu" else DropoutSite if call.says("zero_to_zero") else ShiftedDropoutSite
     site = DropoutSite(call, leaf, factor) if build is DropoutSite else build(call, factor)
-    done = call.with_result(out.detach())
-    return done.node(site, gate=call.gate(), nonnegative=call.nonnegative())
+    result = out.detach()
+
+    def give(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            return Drawn.apply(x, result, factor, call.inplace)
+        return x.copy_(result) if call.inplace else result
+
+    return call.of_function(give).node(site, gate=call.gate(), nonnegative=call.nonnegative())

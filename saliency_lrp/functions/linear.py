@@ -115,6 +115,8 @@ class LinearSite(Site):
 
     def runs_natively(self, tag: Tag | None) -> bool:
         """Whether the call itself hands coefficients on as LRP-0 does; if folded, with the layer before it."""
+        if self.batch_norm is not None and not self.batch_norm.is_one_call:
+            return False
         return self.batch_norm is None or (tag is not None and tag.site is not None and tag.site.native)
 
     @property
@@ -204,6 +206,9 @@ class LinearSite(Site):
 
 class Affine:
     """A batch norm in eval mode: ``y = scale · (x − mean) + shift``, one value per channel."""
+
+    #: whether it is one call, or only the last of several
+    is_one_call = True
 
     def __init__(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
         self.mean, self.var, self.eps = mean.detach(), var.detach(), eps
@@ -459,7 +464,7 @@ class Diagonal(LinearSite):
         return self.own
 
     def runs_natively(self, tag: Tag | None) -> bool:
-        return True
+        return self.own.is_one_call
 
     @batch_norm.setter
     def batch_norm(self, value: Affine | None) -> None:

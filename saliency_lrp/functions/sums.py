@@ -123,7 +123,7 @@ def addition(call: Call) -> Any:
         gate = GATE if _gate(x) == GATE and _gate(y) == GATE and left > 0 and right > 0 else PLAIN
         nonnegative = _nonnegative(x) and _nonnegative(y) and left > 0 and right > 0
         if isinstance(left, float) and isinstance(right, float | int) and not x.is_complex():
-            return call.node(AddSite(call, (left, right)), [x, y], gate, nonnegative)
+            return by_hand.may_be_normed(call.node(AddSite(call, (left, right)), [x, y], gate, nonnegative))
         return call.node(SumSite(call), gate=gate, nonnegative=nonnegative)
     active = call.activations[0]
     # 1 + tanh(x), 1 - sigmoid(x), ...: a bounded value moved by a constant is a gate
@@ -143,7 +143,7 @@ def sum_like(call: Call) -> Any:
         from .steps import in_some_steps
 
         return in_some_steps(call)
-    return call.node(CompleteSum(call), gate=call.gate(), nonnegative=call.nonnegative())
+    return by_hand.may_be_normed(call.node(CompleteSum(call), gate=call.gate(), nonnegative=call.nonnegative()))
 
 
 @kind("added product")
