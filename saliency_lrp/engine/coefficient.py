@@ -276,6 +276,7 @@ class Step:
         self.rank, self.depth = outer.rank, outer.depth
         self.index, self.is_output, self.arity = outer.index, False, 2
         self.gates: frozenset[int] = frozenset()
+        self.claims: frozenset[str] = frozenset()
         self.batch_norm, self.keeps_zero = None, True
 
     def describe(self) -> str:
