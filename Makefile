@@ -12,7 +12,7 @@ CORES  := -n auto --dist loadfile
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-browser coverage bench memory lint format notebooks clean
+.PHONY: help venv demo test test-fast test-browser coverage bench memory faults lint format notebooks clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -60,6 +60,9 @@ bench: $(VENV)/.dev            ## time one map against one plain gradient, ours 
 
 memory: $(VENV)/.dev            ## memory of one map against one plain gradient
 	$(BIN)/python benchmarks/memory.py $(ARGS)
+
+faults: $(VENV)/.dev            ## signals, kills, full disks, threads: what of model and data survives
+	$(BIN)/python -m tests.faults.suite $(ARGS)
 
 lint: $(VENV)/.dev            ## check style
 	$(BIN)/ruff check .
