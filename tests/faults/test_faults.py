@@ -13,7 +13,11 @@ if sys.platform != "linux":
 from tests.faults import suite  # noqa: E402
 
 
-@pytest.mark.parametrize("part", suite.PARTS)
+#: Kills of jobs and several processes on one store are in test_dataset.py and test_dataset_jobs.py.
+IN_ONE_PROCESS = ("interrupts", "growth", "threads", "memory", "disk")
+
+
+@pytest.mark.parametrize("part", IN_ONE_PROCESS)
 def test_nothing_is_harmed(part):
     row = suite.run(part, small=True)
     assert row.tried and not row.harms, row
