@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -38,7 +39,7 @@ class Noted(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if func is torch.autograd.grad:
+        if func is torch.autograd.grad and peek_interpreter_stack() is None:  # else it is a step of torch.func's
             self.gradients.append(tree_map_only(Tensor, lambda t: t.detach().clone(), found))
         return found
 
