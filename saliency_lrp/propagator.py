@@ -31,7 +31,7 @@ from .engine.conditions import Gate, down_to_the_last, mask_of
 from .engine.inner_gradients import TakesGradient, gradients_inside
 from .engine.inputs import Arguments, without_graph
 from .engine.nodes import NoCoefficient
-from .engine.second_look import places_that_matter
+from .engine.second_look import MEANT, places_that_matter
 from .errors import InputError, ModelCallError, unknown_name
 from .functions.site import Site
 from .interception import TAG, Binding, Interceptor, canonical_name
@@ -351,7 +351,10 @@ class Trace:
             return
         for name, path in places:
             why, how = "the output moves with a value taken out of the graph", "what passes it gets no relevance"
-            self._interceptor.unknown_call(name, why, how, path)
+            if name in MEANT:
+                self._interceptor.note(f"{name} at {path!r}: {why}; {how}, as the model says by it")
+            else:
+                self._interceptor.unknown_call(name, why, how, path)
 
     def _free_of_graphs(self, modules: Iterable[nn.Module]) -> None:
         """What the model keeps is free of the graph; what it returned has it."""

@@ -25,6 +25,9 @@ from ..model.as_found import as_found
 #: Functions that take values out of the graph.
 LEAVES_GRAPH = frozenset("detach data.get numpy __array__ tolist item __float__ __complex__".split())
 
+#: Those by which a model says that a value is to count as a constant: a note is enough.
+MEANT = frozenset({"detach()", ".data"})
+
 #: How far the other input is, in standard deviations of the input.
 NEARBY = 0.05
 
