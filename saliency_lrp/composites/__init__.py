@@ -16,4 +16,4 @@ from . import peers, presets
 from .composite import Composite, Row, defaults, defaults_for
 from .peers import apart
 from .selectors import Selector, Where, at_output, family, first, kind, last, op, selects, until
-from .table import COMPOSITES, get, list_composites, register
+from .table import COMPOSITES, describe, get, grouped, list_composites, register
