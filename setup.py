@@ -47,6 +47,7 @@ TEST = [
     "playwright",
     "transformers",
     "einops",
+    "albumentations",
     "zennit",  # a peer to compare with, never a runtime dependency
 ]
 DEV = [*TEST, "ruff", "mypy", "coverage"]

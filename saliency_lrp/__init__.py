@@ -13,6 +13,7 @@ from .plugin import load_ipython_extension, register, unload_ipython_extension, 
 
 if _TYPE_CHECKING:  # what follows in _PUBLIC, for editors and type checkers
     from . import (
+        check,
         composites,
         dataset,
         demo,
@@ -51,6 +52,7 @@ _PUBLIC = {
 }
 #: modules that are public as such
 _MODULES = (
+    "check",
     "composites",
     "dataset",
     "demo",
@@ -69,6 +71,7 @@ __all__ = [
     "LrpExplainer",
     "RelevancePropagator",
     "SaliencyResults",
+    "check",
     "compare_saliency",
     "composites",
     "dataset",

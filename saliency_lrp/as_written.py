@@ -1,6 +1,6 @@
 """A model run by the code that its author wrote, so that all of it can be seen.
 
-Inside :func:`as_written`, in the thread that entered it:
+Inside :class:`AsWritten`, in the thread that entered it:
 
 * compiled functions and modules run their original code;
 * checkpointed blocks run once, as if they were not checkpointed;
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
+
+from .model.as_found import Frame, once
 
 #: Per thread: what was passed so far, one set for each explanation that is running a model.
 _running = threading.local()
@@ -91,51 +93,51 @@ _STAND_INS: list[tuple[Any, str, Callable[[Any], Any]]] = [
     (torch.utils.checkpoint, "CheckpointFunction", _Plainly),
 ]
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _originals: list[tuple[Any, str, Any]] = []
-_entered = 0
+_holders: set[AsWritten] = set()
 
 
-def _put_in() -> None:
-    global _entered
+def _put_in(holder: AsWritten) -> None:
     with _lock:
-        _entered += 1
-        if _entered == 1:
+        if not _holders:
             for owner, name, make in _STAND_INS:
                 original = getattr(owner, name, None)  # private names, which a later torch may not have
                 if original is not None:
                     _originals.append((owner, name, original))
                     setattr(owner, name, make(original))
+        _holders.add(holder)
 
 
-def _take_out() -> None:
-    global _entered
+def _take_out(holder: AsWritten) -> None:
     with _lock:
-        _entered -= 1
-        while _entered == 0 and _originals:
-            setattr(*_originals.pop())
+        _holders.discard(holder)
+        while not _holders and _originals:
+            setattr(*_originals[-1])
+            _originals.pop()
 
 
-@contextlib.contextmanager
-def _eagerly() -> Iterator[None]:
-    """Compiled functions run their original code; asked only where something can have been compiled."""
-    set_stance = getattr(torch.compiler, "set_stance", None)
-    if set_stance is None or "torch._dynamo" not in sys.modules:
-        yield
-    else:
-        with set_stance("force_eager"):
-            yield
+class AsWritten(Frame):
+    """Run a model by its original code in this thread.
 
+    Attributes
+    ----------
+    passed : set of str
+        Names of what is passed meanwhile.
+    """
 
-@contextlib.contextmanager
-def as_written() -> Iterator[set[str]]:
-    """Run a model by its original code in this thread; yields the names of what is passed meanwhile."""
-    passed: set[str] = set()
-    _passed().append(passed)
-    _put_in()
-    try:
-        with _eagerly():
-            yield passed
-    finally:
-        _take_out()
-        _passed().pop()
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed: set[str] = set()
+
+    def begin(self) -> None:
+        running = _passed()
+        self.undoing(lambda: _take_out(self))
+        self.undoing(lambda: running.__setitem__(slice(None), [p for p in running if p is not self.passed]))
+        running.append(self.passed)
+        _put_in(self)
+        set_stance = getattr(torch.compiler, "set_stance", None)
+        if set_stance is not None and "torch._dynamo" in sys.modules:  # else nothing can have been compiled
+            stance = set_stance("force_eager")
+            self.undoing(once(lambda: stance.__exit__(None, None, None)))
+            stance.__enter__()

@@ -7,7 +7,6 @@ batch is its chunk of ``status``; a batch without it is explained again, to the 
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -30,7 +29,9 @@ from . import composites
 from .composites import Composite
 from .engine.start import choose, find_scores
 from .errors import InputError
-from .propagator import RelevancePropagator, unwrapped
+from .model.devices import on_device
+from .model.unwrapped import unwrapped
+from .propagator import RelevancePropagator
 from .rules import Rule
 
 if TYPE_CHECKING:
@@ -569,21 +570,6 @@ def finish(job: Job, here: int, seconds: float) -> DatasetSummary:
     listed = [{"item": k, "name": name, "reason": reason} for k, name, reason in skipped]
     store.attrs.update({"explained": explained, "skipped": listed, "complete": summary.complete})
     return summary
-
-
-@contextlib.contextmanager
-def on_device(model: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """The model on a device for a while."""
-    parameter = next(model.parameters(), None)
-    home = None if parameter is None else parameter.device
-    if device is None or home is None or home == device:
-        yield
-        return
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
 
 
 def _bar(batches: list[int], job: Job, shown: bool) -> Iterator[int]:

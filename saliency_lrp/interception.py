@@ -28,7 +28,7 @@ from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import Held, Site, iter_tensors
 from .functions.unknown import unknown
-from .model.written import Written
+from .model.written import TAG, Written
 from .report import Account
 from .rules import Gradient, Rule, vanishes
 
@@ -37,9 +37,6 @@ UNSEEN = "computed where no call can be seen: a scripted or traced function, tor
 
 #: What would have something run, or be kept, when relevance reaches a tensor.
 HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
-
-#: Where a tensor's tag is kept.
-TAG = "_saliency_lrp"
 
 
 # ------------------------------------------------------------------------------------------------ names of functions

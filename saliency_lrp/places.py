@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from .errors import InputError
 from .functions.site import Site
 from .interception import TAG, Interceptor
+from .model.interrupts import delivering
 
 
 class Place:
@@ -63,10 +65,13 @@ class Watch:
         self.calls = calls
         self.thread = threading.get_ident()
         self.open: list[list[Place]] = []
-        self.handles = [
-            register_module_forward_pre_hook(self.enter),
-            register_module_forward_hook(self.leave, always_call=True),
-        ]
+        self.handles: list[RemovableHandle] = []
+
+    @delivering
+    def listen(self) -> None:
+        """Have every call of a module told."""
+        self.handles.append(register_module_forward_pre_hook(self.enter))
+        self.handles.append(register_module_forward_hook(self.leave, always_call=True))
 
     def enter(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() != self.thread:

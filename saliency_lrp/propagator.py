@@ -22,7 +22,7 @@ from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from . import composites
-from .as_written import as_written
+from .as_written import AsWritten
 from .composites import Composite
 from .constants import Constants
 from .engine import start
@@ -32,7 +32,8 @@ from .functions.call import Tag
 from .functions.site import Site
 from .interception import TAG, Binding, Interceptor
 from .model import graph_free
-from .model_state import evaluating, named_modules, unwrapped
+from .model.as_found import Calling, as_found
+from .model.unwrapped import named_modules, unwrapped
 from .places import ModuleCall, Place, Watch, only
 from .report import Account, Report, total
 from .rules import Rule
@@ -201,26 +202,22 @@ class Trace:
         self._interceptor.single_views = single_views
         self._raw: Any = None
         args, kwargs = self._enter()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            passed = stack.enter_context(as_written())
-            stack.enter_context(evaluating(model, modules))
-            stack.callback(self._free_of_graphs, modules)
-            # without these hooks, autograd refuses models that write into what a max pooling, say, has read
-            if not no_copies:
-                stack.enter_context(saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0]))
-            watch = Watch(self._interceptor, self.calls)
-            stack.callback(watch.remove)
-            stack.enter_context(self._interceptor)
+        watch = Watch(self._interceptor, self.calls)
+        # without these hooks, autograd refuses models that write into what a max pooling, say, has read
+        packing = saved_tensors_hooks(self._interceptor.pack, lambda held: held.saved[0])
+        with as_found(model, modules, patched=False) as frame, AsWritten() as written:
+            frame.undoing(functools.partial(self._free_of_graphs, modules))
+            frame.undoing(watch.remove)
+            watch.listen()
             try:
-                self._raw = model(*args, **kwargs)
+                with contextlib.nullcontext() if no_copies else packing, self._interceptor:
+                    self._raw = model(*args, **kwargs)
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 if isinstance(error, InputError | torch.OutOfMemoryError):
                     raise
                 raise ModelCallError(_what_failed(error, model, (args, kwargs))) from error
         self._interceptor.saved.clear()
-        for what in passed:
+        for what in written.passed:
             self._interceptor.note(f"{what} inside the model is passed, as torch.no_grad() is: relevance goes on there")
 
     def _free_of_graphs(self, modules: Iterable[nn.Module]) -> None:
@@ -556,12 +553,9 @@ class Trace:
         modules = named_modules(self._model)
         (module,) = (m for m, path in modules.items() if path == name)
         args, kwargs = self._arguments.fresh()
-        handle = module.register_forward_hook(keep)
-        try:
-            with torch.inference_mode(False), torch.no_grad(), evaluating(self._model, modules):
-                self._model(*args, **kwargs)
-        finally:
-            handle.remove()
+        with as_found(self._model, modules), torch.no_grad():
+            module.register_forward_hook(keep)  # which the frame takes off again
+            self._model(*args, **kwargs)
         return found[0]
 
     def _check_alive(self) -> None:
@@ -571,7 +565,7 @@ class Trace:
     def _asked(self, target: Callable[[Any], Tensor]) -> Tensor:
         """What a callable target says of the output."""
         try:
-            with torch.inference_mode(False), torch.enable_grad(), self._interceptor:
+            with Calling(), self._interceptor:
                 out = target(self._raw)
         except (TypeError, KeyError, IndexError, AttributeError) as error:
             found = self.scores()
@@ -613,7 +607,7 @@ class Trace:
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
         vanishing = not self._interceptor.opaque and not any(map(callable, (condition or {}).values()))
-        with self._lock, torch.inference_mode(False):
+        with self._lock, Calling():
             kept = Account() if account else None
             self.binding.use(chosen, kept)
             # of neurons inside the model it is not known here whether any is 0

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from . import images
 from .errors import InputError
-from .explainers.base import check_input, check_model, check_output, class_scores, resolve_target, run_model, unwrap
-from .explainers.untouched import on_device, untouched
+from .explainers.base import check_input, check_output, class_scores, resolve_target, run_model
 from .model.answer import Answer, ClassNames
+from .model.as_found import as_found
 from .model.card import Card, read_card
+from .model.devices import on_device
+from .model.unwrapped import unwrapped
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Question:
             Where it cannot run, where its output cannot be explained, or a label is none of its classes.
         """
         if not self.settled:
-            with untouched(self.model), torch.no_grad():
+            with as_found(self.model), torch.no_grad():
                 self.learn(run_model(self.model, self.input.clone()))
 
     def learn(self, output: Any) -> None:
@@ -96,8 +98,7 @@ def ask(
     InputError
         For a model, a picture or a tensor that cannot be explained.
     """
-    check_model(unwrap(model) if isinstance(model, nn.Module) else model)
-    model = unwrap(model)
+    model = unwrapped(model)
     card = read_card(model)
     where = find_device(device, card)
     picture, x, geometry, warnings = prepare(model, raw, input, options)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from .check import Check
+
 
 @dataclass(eq=False, repr=False)
 class ImageSaliencyResult:
@@ -65,6 +67,8 @@ class ImageSaliencyResult:
         Measured quality, name to number.
     signed : bool
         Whether the method's maps have a sign: it decides the colours. Default: what the method says of itself.
+    origin : (Question, Plan) or None
+        The model, the input and the method that :meth:`check` goes back to; left out where a result is pickled.
     """
 
     raw_image: Any
@@ -87,6 +91,7 @@ class ImageSaliencyResult:
     geometry: images.Geometry | None = None
     quality: dict[str, float] = field(default_factory=dict)
     signed: bool | None = None
+    origin: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.signed is None:
@@ -124,6 +129,29 @@ class ImageSaliencyResult:
         return (
             words if self.runner_up is None else f"{words}; best other: {self.runner_up[0]} ({self.runner_up[1]:.2f})"
         )
+
+    def check(self, random_seed: int = 0) -> Check:
+        """Measure whether this map can be trusted, by some 30 passes of the model, which is left as it was.
+
+        Asked is: is it this model's map; does the model miss what the map calls important; does a second rule show the
+        same; is it another for another class, and once the model's head is drawn anew.
+
+        Returns
+        -------
+        Check
+            ``.verdict`` in words, ``.table()`` with the numbers, ``.passed``; shows itself in a notebook.
+
+        Raises
+        ------
+        InputError
+            If there is no map, or the result does not know its model (it was loaded from a file).
+        """
+        from .check.door import check_result
+
+        return check_result(self, random_seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "origin": None}
 
     def __repr__(self) -> str:
         if self.error is not None:

@@ -15,7 +15,7 @@ from .errors import InputError
 from .explainers import registry
 from .explainers.plan import Plan, plan_methods
 from .explainers.registry import DEFAULT_METHODS
-from .explainers.untouched import untouched
+from .model.as_found import as_found
 from .question import Question, ask
 from .results import ImageSaliencyResult, SaliencyResults
 
@@ -160,7 +160,7 @@ def _explain(question: Question, plan: Plan) -> tuple[Tensor, Any, float]:
     explainer = registry.get(plan.method, question.model, **plan.options)
     start = time.perf_counter()
     try:
-        with untouched(question.model):
+        with as_found(question.model):
             relevance = explainer.explain(question.input, question.label, question.picture)
     except Exception:
         question.settle()  # where the model or the label is at fault, it says so in the words of every door
@@ -185,7 +185,7 @@ def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
     except Exception as error:  # finished maps must survive whatever one method runs into
         result.error = error
     question.settle()  # where the model or the label is at fault, no method can help
-    result.label = question.target
+    result.label, result.origin = question.target, (question, plan)
     if question.answer is not None:
         result.take(question.answer)
     if result.relevance is None:

@@ -18,7 +18,7 @@ from saliency_lrp.explainers import get, list_methods, register_explainer, regis
 from saliency_lrp.explainers.base import Question, resolve_target
 from saliency_lrp.explainers.cam import class_activation
 from saliency_lrp.explainers.perturbation import default_window, superpixels
-from saliency_lrp.explainers.untouched import untouched
+from saliency_lrp.model.as_found import as_found
 
 TENSORWATCH_NAMES = (
     "gradcam vanilla_grad grad_x_input saliency integrate_grad deconv guided_backprop smooth_grad deeplift "
@@ -250,7 +250,7 @@ def test_superpixels_of_noise_are_many():
 
 
 def _cam(model, x, path=None):
-    with untouched(model):
+    with as_found(model):
         return class_activation(model, x, Question(model, 1), path)
 
 
@@ -331,7 +331,7 @@ def test_untouched_gives_everything_back():
     kept = net.first.register_forward_hook(lambda m, a, o: None)
     net.relu1.eval()
     before = fingerprint(net)
-    with pytest.raises(ValueError), untouched(net):
+    with pytest.raises(ValueError), as_found(net):
         assert not any(module.training for module in net.modules())
         net.first.register_full_backward_hook(lambda *a: None)
         kept.remove()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from ..errors import InputError, unknown_name
+from ..model.unwrapped import refusal_of_values
 
 #: Arguments that hold what a language model has already read.
 CACHES = ("past_key_values", "past_key_value", "cache_params", "past")
@@ -157,8 +158,8 @@ class Arguments:
         numbers = [a for a in self.tensors if a.value.is_floating_point()]
         for k, a in enumerate(numbers):
             t = a.value
-            if t.is_meta:
-                raise InputError(f"input {k} ({a.name!r}) is on the meta device and has no values")
+            if (why := refusal_of_values(t)) is not None:
+                raise InputError(f"input {k} ({a.name!r}) {why}")
             bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
             if bool(bad.any()):
                 raise InputError(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError, unknown_name
 from ..explainers.base import class_scores
-from ..explainers.untouched import untouched
+from ..model.as_found import as_found
 from .methods import Method
 from .question import BATCH, asked, maps_of
 
@@ -99,7 +99,7 @@ def morf_lerf(
         raise InputError(f"removed= should rise, between 0 and {GRID * GRID}; got {list(removed)}")
     model, inputs, targets = asked(model, inputs, targets)
     relevance = torch.as_tensor(maps_of(maps, model, inputs, targets), device=inputs.device)
-    with untouched(model), torch.no_grad():
+    with as_found(model), torch.no_grad():
         curves = _curves(model, inputs, targets, relevance, INFILLS[infill](inputs), counts)
     return (curves[1] - curves[0]).cpu().double().numpy()
 

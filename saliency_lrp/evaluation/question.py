@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..explainers.base import check_input, class_scores, resolve_target, unwrap
-from ..explainers.untouched import untouched
+from ..explainers.base import check_input, class_scores, resolve_target
+from ..model.as_found import as_found
+from ..model.unwrapped import unwrapped
 from .methods import Method, channel_sum, explain_function
 
 BATCH = 32
@@ -18,12 +19,12 @@ BATCH = 32
 
 def asked(model: nn.Module, inputs: Any, targets: Any) -> tuple[nn.Module, Tensor, Tensor]:
     """The model without wrappers, the images and one class for each; errors where they do not fit."""
-    model = unwrap(model)
+    model = unwrapped(model)
     check_input(inputs)
     if inputs.dim() != 4:
         raise InputError(f"inputs should be images, (N, C, H, W); their shape is {tuple(inputs.shape)}")
     inputs = inputs.detach()
-    with untouched(model), torch.no_grad():
+    with as_found(model), torch.no_grad():
         scores = torch.cat([class_scores(model(part)) for part in inputs.split(BATCH)])
         return model, inputs, resolve_target(scores, targets)
 
@@ -34,7 +35,7 @@ def maps_of(method: Method, model: nn.Module, inputs: Tensor, targets: Tensor, s
         maps: Any = method
     else:
         explain = explain_function(method)
-        with untouched(model):  # which also gives the generator of random methods back
+        with as_found(model):  # which also gives the generator of random methods back
             torch.manual_seed(seed)
             parts = zip(inputs.split(BATCH), targets.split(BATCH), strict=True)
             maps = torch.cat([torch.as_tensor(explain(model, x, y)).detach() for x, y in parts])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..explainers.untouched import untouched
+from ..model.as_found import as_found
 from .methods import Method, explain_function, labelled
 from .metrics import METRICS, Metric, Task
 from .question import asked, maps_of
@@ -97,7 +97,7 @@ def _measure(result: Evaluation, label: str, metric: Metric, task: Task) -> None
         result.errors[f"{label} / {metric.name}"] = "needs a method that explains other inputs, maps were given"
         return
     try:
-        with untouched(task.model), _reproducible(task.seed):
+        with as_found(task.model), _reproducible(task.seed):
             result.scores[label][metric.name] = metric.compute(task)
     except ImportError:
         raise
@@ -110,7 +110,7 @@ def _reproducible(seed: int) -> Iterator[None]:
     """Quantus draws from NumPy's global generator: seed it, give it back, and keep warnings to ourselves."""
     state = np.random.get_state()
     np.random.seed(seed)
-    torch.manual_seed(seed)  # `untouched` gives torch's generator back
+    torch.manual_seed(seed)  # `as_found` gives torch's generator back
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -10,57 +10,18 @@ from torch import Tensor, nn
 
 from ..engine.start import Scores, check_finite, choose, find_scores
 from ..errors import InputError, ModelCallError
-from .untouched import untouched
+from ..model.as_found import as_found
+from ..model.unwrapped import refusal_of_values, unwrapped
 
 Target = int | Tensor | Sequence[int] | Callable[[Any], Tensor] | None
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Take the user's model out of ``DataParallel`` and ``torch.compile`` wrappers."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
-        else:
-            return model
-
-
-def _is_quantised(module: nn.Module) -> bool:
-    return ".quantized" in type(module).__module__ and not list(module.children())
-
-
-def check_model(model: object) -> None:
-    """Refuse a model that cannot be explained.
-
-    Raises
-    ------
-    InputError
-        For something other than an ``nn.Module``, TorchScript, quantised models, and models
-        without values (on the ``meta`` device).
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            "TorchScript models hide their operations and cannot be explained: pass the Python model "
-            "that was scripted or traced."
-        )
-    if any(_is_quantised(module) for module in model.modules()):
-        raise InputError(
-            "quantised models have no gradients and cannot be explained: pass the float model that was quantised."
-        )
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise InputError(
-            "the model is on the 'meta' device and has no values: load its weights first, for example "
-            "by model.to_empty(device='cpu') and model.load_state_dict(...)."
-        )
 
 
 def check_input(inp: object, what: str = "the input") -> None:
     """Refuse an input tensor that cannot be explained (type, dtype, NaN, inf)."""
     if not isinstance(inp, Tensor):
         raise InputError(f"{what} must be a torch.Tensor with a batch dimension, not {type(inp).__name__}.")
+    if (why := refusal_of_values(inp)) is not None:
+        raise InputError(f"{what} {why}.")
     if not inp.is_floating_point():
         raise InputError(f"{what} must be a floating point tensor, not {inp.dtype}: call .float() on it.")
     if inp.ndim < 2:
@@ -194,8 +155,7 @@ class Explainer:
     signed = True
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = unwrap(model)
-        check_model(self.model)
+        self.model = unwrapped(model)
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         """Attribution of the asked score to `x`, like `x`. The model is protected here."""
@@ -227,7 +187,7 @@ class Explainer:
         check_input(inp)
         if inp.shape[0] == 0:
             return torch.zeros_like(inp)
-        with untouched(self.model):
+        with as_found(self.model):
             x = inp.detach().clone()
             result = self.attribute(x, Question(self.model, ind))
         result = result.detach().to(inp)

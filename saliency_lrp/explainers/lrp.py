@@ -94,7 +94,7 @@ class LrpExplainer:
         """
         args, kwargs = arguments(inp)
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-        if tensors and all(t.dim() > 0 and t.shape[0] == 0 for t in tensors):
+        if tensors and all(not t.is_nested and t.dim() > 0 and t.shape[0] == 0 for t in tensors):
             return tree_map_only(Tensor, torch.zeros_like, inp)
         trace: Trace = self.propagator.trace(*args, **kwargs)
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .transforms import as_function
 
 _NEARLY_ALL = 0.98
 
@@ -145,7 +146,7 @@ def as_batch(tensor: Any) -> Tensor:
 
 def geometry_of(transform: Callable[[Any], Any], raw: tuple[int, int]) -> tuple[Geometry, list[str]]:
     """Geometry of a transform, and a warning where it could not be measured."""
-    geometry = measure_geometry(transform, raw)
+    geometry = measure_geometry(as_function(transform), raw)
     if geometry is not None:
         return geometry, []
     return Geometry.whole(raw), [

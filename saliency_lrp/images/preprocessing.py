@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import unknown_name
 from .geometry import Geometry, as_batch, geometry_of
 from .picture import RawImage
+from .transforms import as_function
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -185,14 +188,40 @@ def _torchvision(model: nn.Module) -> Preprocessing | None:
     return Preprocessing(resize, (side, side), IMAGENET_MEAN, IMAGENET_STD)
 
 
-_SOURCES = (_own, _timm, _torchvision)
+def _hugging_face(model: nn.Module) -> Preprocessing | None:
+    """From the ``preprocessor_config.json`` that lies beside a saved model's own configuration."""
+    home = getattr(getattr(model, "config", None), "_name_or_path", None)
+    path = Path(home) / "preprocessor_config.json" if home else None
+    if path is None or not path.is_file():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    normalized = config.get("do_normalize", True)
+    size, crop = _sides(config.get("size")), _sides(config.get("crop_size"))
+    cropped = config.get("do_center_crop", crop is not None) and crop is not None
+    return Preprocessing(
+        resize=size if config.get("do_resize", True) else None,
+        crop=_pair(crop) if cropped else None,
+        mean=_floats(config.get("image_mean")) if normalized else None,
+        std=_floats(config.get("image_std")) if normalized else None,
+        interpolation={0: "nearest", 2: "bilinear", 3: "bicubic"}.get(config.get("resample", 2), "bilinear"),
+    )
+
+
+def _sides(size: Any) -> int | tuple[int, int] | None:
+    """A size in a Hugging Face configuration: the shorter side, or height and width."""
+    if isinstance(size, Mapping):
+        return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+    return None if size is None else int(size)
+
+
+_SOURCES = (_own, _timm, _hugging_face, _torchvision)
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
     """The preprocessing that a model asks for.
 
-    First of: its own ``preprocessing`` mapping, timm's configuration, ImageNet's preset for
-    torchvision's classifiers; else values in [0, 1] at the image's own size.
+    First of: its own ``preprocessing`` mapping, timm's configuration, the image processor saved beside a
+    Hugging Face model, ImageNet's preset for torchvision's classifiers; else values in [0, 1] at the image's own size.
     """
     for source in _SOURCES:
         found = source(model)
@@ -202,6 +231,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def input_channels(model: nn.Module) -> int | None:
+    """Channels that a model's first 2-D convolution takes; None where it has none."""
     conv = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return None if conv is None else conv.in_channels
 
@@ -216,7 +246,8 @@ def build_input(
     model : torch.nn.Module
     image : RawImage
     transform : callable, optional
-        From a PIL image to the model's tensor; default: :func:`preprocessing_of` the model.
+        From a PIL image to the model's tensor, or an image processor (see :mod:`saliency_lrp.images.transforms`);
+        default: :func:`preprocessing_of` the model.
 
     Returns
     -------
@@ -226,5 +257,5 @@ def build_input(
     if transform is None:
         preprocessing = preprocessing_of(model)
         return preprocessing(image, input_channels(model)), preprocessing.geometry(image.size), []
-    tensor = as_batch(transform(image.picture()))
+    tensor = as_batch(as_function(transform)(image.picture()))
     return tensor, *geometry_of(transform, image.size)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..images import Preprocessing, input_channels, preprocessing_of
 from .answer import ClassNames, class_names
+from .devices import device_of
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,6 @@ class Card:
     def fitting(self, x: Tensor) -> Tensor:
         """``x`` detached, on the model's device and in its precision."""
         return x.detach().to(self.device, self.dtype if self.dtype is not None else x.dtype)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's first parameter or buffer; the CPU where it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def read_card(model: nn.Module) -> Card:

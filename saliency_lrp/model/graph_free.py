@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..functions.call import Tag, tag_of
-from ..interception import TAG
+from .written import TAG
 
 #: Types of most attributes, in which no tensor can be.
 PLAIN = frozenset({bool, int, float, str, type(None)})
@@ -28,7 +27,7 @@ def apart(values: Any, kept: Iterable[Tensor]) -> Any:
             return t
         with torch._C.DisableTorchFunction(), torch.enable_grad():
             alias = torch.ops.aten._unsafe_view(t, t.shape)
-        tag: Tag | None = tag_of(t)
+        tag = getattr(t, TAG, None)
         if tag is not None and tag.version == t._version:
             tag.version = alias._version
             setattr(alias, TAG, tag)
@@ -37,11 +36,32 @@ def apart(values: Any, kept: Iterable[Tensor]) -> Any:
     return tree_map_only(Tensor, own, values) if ids else values
 
 
-def free(written: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
-    """Take graph and tag off everything that outlives the forward: tensors it wrote into, buffers and attributes."""
+def with_graphs(modules: Iterable[nn.Module]) -> dict[int, Tensor]:
+    """Buffers and attributes that depend on something already, as those that another network made do."""
+    tensors = (t for m in modules for t in (*m._buffers.values(), *own_attributes(m).values()) if isinstance(t, Tensor))
+    return {id(t): t for t in tensors if t.grad_fn is not None}
+
+
+def free(written: Iterable[Tensor], modules: Iterable[nn.Module], before: Mapping[int, Tensor] | None = None) -> None:
+    """Take graph and tag off everything that outlives the forward: tensors it wrote into, buffers and attributes.
+
+    Parameters
+    ----------
+    written : iterable of Tensor
+        Those that were written into, as far as it is known.
+    modules : iterable of torch.nn.Module
+    before : mapping, optional
+        What :func:`with_graphs` said before the forward: all that has a graph now and had none then was made by it.
+        Without, only tensors of a trace, which carry its tag.
+    """
+
+    def made(t: Tensor) -> bool:
+        return hasattr(t, TAG) or (before is not None and t.grad_fn is not None and id(t) not in before)
+
     modules = list(modules)
     buffers = [b for module in modules for b in module._buffers.values() if b is not None]
     kept = [t for t in (*written, *buffers) if t.requires_grad and (t.grad_fn is not None or hasattr(t, TAG))]
+    kept = [t for t in kept if before is None or id(t) not in before]
     for t in kept:
         base = t._base if t._is_view() else t
         if base.grad_fn is not None and not base._is_view():
@@ -51,7 +71,9 @@ def free(written: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
             renew(t)
         vars(t).pop(TAG, None)
     for module in modules:
-        free_attributes(module)
+        for name, value in own_attributes(module).items():
+            if holds(value, made):
+                vars(module)[name] = tree_map_only(Tensor, lambda t: t.detach() if made(t) else t, value)
 
 
 def renew(view: Tensor) -> None:
@@ -62,20 +84,18 @@ def renew(view: Tensor) -> None:
     torch.utils.swap_tensors(view, fresh)
 
 
-def free_attributes(module: nn.Module) -> None:
-    """Activations that a module keeps under a name, also in lists, tuples and dicts, without their graph."""
-    for name in vars(module).keys() - MODULE_TABLES:
-        value = vars(module)[name]
-        if type(value) not in PLAIN and holds_activations(value):
-            vars(module)[name] = tree_map_only(Tensor, lambda t: t.detach() if hasattr(t, TAG) else t, value)
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """What is kept on a module under a name, and may be or contain a tensor."""
+    table = vars(module)
+    return {name: table[name] for name in table.keys() - MODULE_TABLES if type(table[name]) not in PLAIN}
 
 
-def holds_activations(value: Any) -> bool:
-    """Whether a value is, or contains in lists, tuples and dicts, a tensor of a trace."""
+def holds(value: Any, made: Callable[[Tensor], bool]) -> bool:
+    """Whether a value is, or contains in lists, tuples and dicts, such a tensor."""
     if isinstance(value, Tensor):
-        return hasattr(value, TAG)
+        return made(value)
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (list, tuple)):  # noqa: UP038  # a union is slower, and this is asked of all attributes
         return False
-    return any(holds_activations(v) for v in value)
+    return any(holds(v, made) for v in value)

@@ -6,6 +6,9 @@ import weakref
 
 from torch import Tensor
 
+#: Where what a trace knows of a tensor is kept.
+TAG = "_saliency_lrp"
+
 
 class Written:
     """Tensors from before the forward that it wrote into; they are free of graphs again once it has ended."""

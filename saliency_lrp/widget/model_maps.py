@@ -17,12 +17,13 @@ from .. import verdict as words
 from ..display import volume
 from ..errors import InputError, unknown_name
 from ..explainers import registry
-from ..explainers.base import check_model, class_scores, resolve_target, unwrap
+from ..explainers.base import class_scores, resolve_target
 from ..explainers.cam import FeatureMap, read_feature_map
 from ..explainers.plan import options_for
 from ..explainers.progress import watching
 from ..model.answer import Answer
 from ..model.card import read_card
+from ..model.unwrapped import unwrapped
 from ..propagator import RelevancePropagator, Trace
 from ..question import find_device, prepare
 from . import marks
@@ -68,8 +69,7 @@ class ModelMaps:
         options: Mapping[str, Any],
         truth: Any = None,
     ) -> None:
-        check_model(unwrap(model) if isinstance(model, nn.Module) else model)
-        self.model = self._on(unwrap(model), device)
+        self.model = self._on(unwrapped(model), device)
         self.card = read_card(self.model)
         self.options = dict(options)
         self._lock = threading.Lock()
