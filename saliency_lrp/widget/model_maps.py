@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from ..model.unwrapped import unwrapped
 from ..propagator import RelevancePropagator, Trace
 from ..question import find_device, prepare
 from . import marks
-from .source import Channels, Map
+from .source import Channels, Checked, Map
 from .worker import Watch
 
 LONGEST_SIDE = 448  # of the picture in the browser: more is not seen, and every map is as large
@@ -186,6 +186,19 @@ class ModelMaps:
         spatial = self._layers[name].spatial(relevance)[0]
         return Map(self._placed(spatial.sum(0))), _channels(spatial)
 
+    def check(self, panel: str, target: int | None, rule: str, watch: Watch) -> Checked:
+        """Measure whether a map can be trusted; see :mod:`saliency_lrp.check`."""
+        from ..check.door import check
+
+        name = "lrp" if panel == "lrp" else panel
+        options = {**options_for(name, self.options.get("layer_path"), self.options)}
+        layer_path = options.pop("layer_path", None)
+        if panel == "lrp":
+            options["composite"] = self.composites[rule]
+        with watching(watch.reached):
+            found = check(self.model, None, self.x, self._asked(target), method=name, layer_path=layer_path, **options)
+        return _checked(found, self._placed, registry.is_signed(name))
+
     def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map:
         """Relevance that reaches the picture through one channel of a layer (Achtibat et al. 2023).
 
@@ -211,6 +224,17 @@ class ModelMaps:
             warnings.append("the map is zero everywhere")
         signed = getattr(explainer, "signed", True)
         return Map(self._placed(relevance[0].sum(0)), warnings=tuple(warnings), signed=signed)
+
+
+def _checked(found: Any, placed: Callable[[Tensor], np.ndarray], signed: bool) -> Checked:
+    return Checked(
+        found.verdict,
+        found.passed,
+        [{"name": finding.name, "text": finding.text, "holds": bool(finding.holds)} for finding in found.findings],
+        list(found.left_out),
+        [(f.name, placed(f.map[0].sum(0))) for f in found.findings if f.map is not None and f.name != "made again"],
+        signed,
+    )
 
 
 def _one_picture(x: Tensor) -> Tensor:

@@ -86,6 +86,7 @@ class SaliencyWidget(anywidget.AnyWidget):
     classes = traitlets.List().tag(sync=True)
     class_count = traitlets.Int().tag(sync=True)
     top = traitlets.List().tag(sync=True)
+    can_check = traitlets.Bool(False, help="whether maps can be checked").tag(sync=True)
     methods = traitlets.List().tag(sync=True)
     rules = traitlets.List().tag(sync=True)
     rule_groups = traitlets.List(help="[group, [[rule, line about it], ...]], those to begin with first").tag(sync=True)
@@ -161,6 +162,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             class_count=len(source.probabilities),
             top=self._top(target, top_k),
             methods=list(source.methods),
+            can_check=hasattr(source, "check"),
             rules=list(source.rules),
             layers=list(source.layers),
             target=target,
@@ -274,8 +276,11 @@ class SaliencyWidget(anywidget.AnyWidget):
         self._compute([panel for panel in self._wanted() if panel == "concept"])
 
     def _message(self, widget: Any, content: Any, buffers: Any) -> None:
-        if isinstance(content, Mapping) and content.get("type") == "cancel" and content.get("id") in self._watches:
-            self.cancel(content["id"])
+        actions = {"cancel": self.cancel, "check": self.check}
+        if not isinstance(content, Mapping) or not all(isinstance(content.get(key), str) for key in ("type", "id")):
+            return
+        if content["type"] in actions and content["id"] in self._watches:
+            actions[content["type"]](content["id"])
 
     def _picture_changed(self, change: Mapping) -> None:
         """Let the still follow what is seen: finished maps and looks, but no progress."""
@@ -353,6 +358,53 @@ class SaliencyWidget(anywidget.AnyWidget):
         if self._is_traced(panel):
             return self._source.lrp(target, rule if panel == "lrp" else panel.removeprefix(LRP_PREFIX)), None
         return self._source.method(panel, target, watch), None
+
+    def check(self, panel: str = "lrp") -> None:
+        """Measure in the background whether the map of a panel (by its method's name) can be trusted, and show it there.
+
+        Raises
+        ------
+        InputError
+            If there is no such map, or none that can be checked.
+        """
+        if not self.can_check or panel in ("layer", "concept") or panel not in self._maps:
+            raise InputError(
+                f"there is no finished map {panel!r} to check: there are {', '.join(self._maps) or 'none'}."
+            )
+        watch, ask = self._watches[panel], (self.target if self.target >= 0 else None, self.rule)
+        self._settle_check(panel, watch, {"state": "running"})
+        self._lanes[False].submit(lambda: self._check_job(panel, watch, ask), Watch())
+
+    def _check_job(self, panel: str, watch: Watch, ask: tuple) -> None:
+        try:
+            found = self._source.check(panel, *ask, Watch())
+            pictures = [{"title": name, "src": self._small(values, found.signed)} for name, values in found.maps]
+            news = {
+                "state": "done",
+                "verdict": found.verdict,
+                "holds": found.holds,
+                "findings": found.findings,
+                "left_out": found.left_out,
+                "pictures": pictures,
+            }
+        except Exception as error:  # shown in the panel
+            news = {"state": "failed", "verdict": f"{type(error).__name__}: {error}"}
+        self._settle_check(panel, watch, news)
+
+    def _settle_check(self, panel: str, watch: Watch, news: Mapping[str, Any]) -> None:
+        """Show what a check found, unless the map has become another meanwhile."""
+        with self._lock:
+            if self._watches.get(panel) is watch and panel in self._maps:
+                self.panels = [
+                    {**info, "check": dict(news)} if info["id"] == panel and info["state"] == "done" else info
+                    for info in self.panels
+                ]
+
+    def _small(self, values: np.ndarray, signed: bool) -> str:
+        """A map over the picture, small, as a data address."""
+        limit = colour_limit(values, self.percentile)
+        pixels = blend(self._volume[self.slice], self._slice_of(values), signed=signed, limit=limit, **self._look())
+        return page.thumbnail(pixels)
 
     def _publish(self, panel: str, watch: Watch, found: Map, channels: Channels | None, seconds: float) -> None:
         values = np.asarray(found.values, np.float32)

@@ -210,6 +210,8 @@ class Panel {
     this.messages = h("div", { className: "saliency-messages" });
     this.messages.setAttribute("role", "status");
     this.account = h("details", { className: "saliency-account", hidden: true });
+    this.checkNode = h("div", { className: "saliency-check" });
+    this.checkNode.setAttribute("aria-live", "polite");
     this.node = h(
       "figure",
       { className: "saliency-panel" },
@@ -220,6 +222,7 @@ class Panel {
       this.readout,
       this.verdict,
       this.messages,
+      this.checkNode,
       this.account,
     );
     this.node.dataset.panel = id;
@@ -290,6 +293,41 @@ class Panel {
     this.showAccount(info.account);
     this.info = info;
     this.label();
+    this.showCheck(info);
+  }
+
+  /** Whether the map can be trusted: a button first, then what was measured. */
+  showCheck(info) {
+    const { board } = this;
+    const told = JSON.stringify([info.state, info.check, board.dead]);
+    if (told === this.toldCheck) return;
+    this.toldCheck = told;
+    const possible = board.model.get("can_check") && info.state === "done" && !["layer", "concept"].includes(this.id);
+    if (!info.check) {
+      const ask = h("button", { type: "button", textContent: "Is this map about the model?", disabled: board.dead,
+        title: "takes parts away, asks for another class, draws the head anew, tries a second rule",
+        onclick: () => board.model.send({ type: "check", id: this.id }) });
+      this.checkNode.replaceChildren(...(possible && board.live ? [ask] : []));
+      return;
+    }
+    const { state, verdict, holds, findings = [], left_out = [], pictures = [] } = info.check;
+    if (state === "running") {
+      this.checkNode.replaceChildren(h("p", { textContent: "Checking this map …" }));
+      return;
+    }
+    const mark = (good) => h("span", { className: good ? "saliency-holds" : "saliency-fails", textContent: good ? "✓" : "✗" });
+    const line = ({ name, text, holds: good }) => {
+      const word = h("span", { className: "saliency-hidden", textContent: good ? "holds: " : "does not hold: " });
+      return h("li", {}, mark(good), word, h("span", { textContent: `${name}: ${text}` }));
+    };
+    const picture = ({ title, src }) =>
+      h("figure", {}, h("img", { src, alt: `map for comparison: ${title}` }), h("figcaption", { textContent: title }));
+    this.checkNode.replaceChildren(
+      h("p", {}, mark(holds === true), h("strong", { textContent: verdict })),
+      h("div", { className: "saliency-compared" }, ...pictures.map(picture)),
+      h("details", {}, h("summary", { textContent: "What was measured" }), h("ul", {}, ...findings.map(line)),
+        ...left_out.map((text) => h("p", { textContent: `Not asked: ${text}` }))),
+    );
   }
 
   /** What the canvas shows, for who cannot see it. */
@@ -308,11 +346,13 @@ class Panel {
     const open = this.account.open;
     const rows = account.rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row", textContent: name }),
       h("td", { textContent: value })));
+    const numbers = [h("table", {}, h("tbody", {}, ...rows)), h("pre", { textContent: account.text })];
+    const bars = account.bars ?? [];
+    const more = bars.length ? [h("details", {}, h("summary", { textContent: "Numbers" }), ...numbers)] : numbers;
     this.account.replaceChildren(
       h("summary", { textContent: `Account of relevance: ${account.summary}` }),
-      this.accountBars(account.bars ?? []),
-      h("table", {}, h("tbody", {}, ...rows)),
-      h("pre", { textContent: account.text }),
+      this.accountBars(bars),
+      ...more,
     );
     this.account.open = open;
   }
@@ -461,8 +501,11 @@ class Board {
     for (const button of this.root.querySelectorAll(".saliency-channels button, .saliency-account-bars button")) {
       button.disabled = dead;
     }
-    for (const panel of this.panels.values()) panel.cancel.disabled = dead;
     this.dead = dead;
+    for (const panel of this.panels.values()) {
+      panel.cancel.disabled = dead;
+      if (panel.info) panel.showCheck(panel.info);
+    }
     this.say(dead ? "No kernel: run the cell again to ask for other classes, rules and layers." : "");
   }
 
@@ -956,7 +999,7 @@ class Board {
   }
 
   state() {
-    const names = ["width", "height", "depth", "slice", "frame", "truth", "rule_groups", "image", "luts", "sequential", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
+    const names = ["width", "height", "depth", "slice", "frame", "truth", "rule_groups", "can_check", "image", "luts", "sequential", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
       "methods", "selected", "layers", "layer", "channels", "channel_maps", "channel_size", "channel", "opacity", "cmap",
       "sign", "percentile", "backdrop", "call", "page", "_css", ...[...this.panels.keys()].map((id) => `map_${id}`)];
     const panels = this.model.get("panels").map((info) =>
