@@ -24,6 +24,7 @@ from .errors import InputError
 from .functions import HANDLERS, custom
 from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
+from .functions.rectifiers import rectified, remember_sources
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import Held, Site, iter_tensors
@@ -104,6 +105,7 @@ class Binding:
         self.names = names
         #: what the composite that was chosen before the forward pass asks of activations
         self.needs_preactivation = composite.needs_preactivation
+        self.seeks_rectifiers = composite.seeks_rectifiers
         self.account: Account | None = None
         self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
@@ -233,9 +235,7 @@ class Interceptor(TorchFunctionMode):
         """Any other call: of activations, parameters and constants."""
         if entry.asks_only:
             if entry.name in HOOKS and args[0].requires_grad:
-                return RemovableHandle(
-                    OrderedDict()
-                )  # hooks of the model are about gradients: they never run on relevance
+                return RemovableHandle(OrderedDict())  # the model's hooks are about gradients, not relevance
             with torch.no_grad():
                 out = func(*args, **kwargs)
             return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
@@ -253,8 +253,16 @@ class Interceptor(TorchFunctionMode):
         if call.inplace and args[0].requires_grad and args[0].is_leaf:  # as a model may under no_grad
             self.note(f"{call.name} at {call.path!r} writes into a parameter; what it writes there gets no relevance")
             return call.constant()
-        out = entry.handler(call)
+        out = self.seek_rectifier(entry, call) if self.binding.seeks_rectifiers else entry.handler(call)
         return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
+
+    def seek_rectifier(self, entry: Entry, call: Call) -> Any:
+        """Carry out a call, as a ReLU if it spells one."""
+        out = rectified(call)
+        if out is None:
+            out = entry.handler(call)
+            remember_sources(call, out)
+        return None if call.name == "__setitem__" else out
 
     def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
         """Arguments that depend on the model's input, each once; and whether others require grad."""

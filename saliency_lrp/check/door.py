@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..explainers.plan import Plan, plan_methods
-from ..explainers.untouched import on_device
+from ..model.devices import on_device
 from ..question import Question, ask
 from ..results import ImageSaliencyResult
 from .findings import ask_all

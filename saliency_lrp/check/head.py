@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..explainers.base import run_model
-from ..explainers.untouched import untouched
+from ..model.as_found import as_found
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:
@@ -27,7 +27,7 @@ def last_weighted(model: nn.Module, x: Tensor) -> nn.Module | None:
 
     weighted = [m for m in model.modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))]
     hooks = [module.register_forward_hook(note) for module in weighted]
-    with untouched(model), torch.no_grad():
+    with as_found(model), torch.no_grad():
         run_model(model, x.clone())
     for hook in hooks:
         hook.remove()

@@ -14,8 +14,8 @@ from ..explainers import registry
 from ..explainers.base import Question
 from ..explainers.plan import Plan
 from ..explainers.progress import watching
-from ..explainers.untouched import untouched
 from ..model.answer import Answer
+from ..model.as_found import as_found
 
 #: Passes that a method may need for one more map; dearer ones (occlusion, LIME) are not made again.
 DEAREST = 12
@@ -83,14 +83,14 @@ class Subject:
         """
         model, plan = model or self.model, plan or self.plan
         explainer = registry.get(plan.method, model, **{**plan.options, **account_off(plan)})
-        with nullcontext() if at_any_price else watching(stop_where_dear), untouched(model):
+        with nullcontext() if at_any_price else watching(stop_where_dear), as_found(model):
             return explainer.explain(self.input, self.label if label is None else label, self.picture).detach().cpu()
 
     def scores(self, inputs: Tensor, model: nn.Module | None = None) -> Tensor:
         """The explained number for each of several inputs, (N,), on the CPU."""
         model = model or self.model
         found = []
-        with untouched(model), torch.no_grad():
+        with as_found(model), torch.no_grad():
             for part in inputs.split(BATCH):
                 question = Question(model, self.label if callable(self.label) else self.label.expand(len(part)))
                 found.append(question.score(part).double().cpu())

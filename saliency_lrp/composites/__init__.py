@@ -6,7 +6,9 @@ is defined for its kind, and the row of its kind in the defaults where no row do
 * a module class: sites called by such a module (``nn.Conv2d``),
 * a string: a glob on the module path (``"layer4.*"``),
 * :func:`kind`, :func:`family`, :func:`op`: what the site computes,
-* :func:`first`, :func:`last`, :func:`until`: execution order among the linear sites,
+* :func:`first`, :func:`until`: how many linear sites lie between the model's input and this one, :func:`last`: the last
+  ones in execution order,
+* :func:`rectifier`: ReLUs in any spelling, :func:`at_output`: what computes the model's output,
 * any predicate ``site -> bool``; and a tuple of selectors, which selects what all of them do.
 
 ``base | override`` puts the rows of ``override`` before those of ``base``.
@@ -15,5 +17,5 @@ is defined for its kind, and the row of its kind in the defaults where no row do
 from . import peers, presets
 from .composite import Composite, Row, defaults, defaults_for
 from .peers import apart
-from .selectors import Selector, Where, at_output, family, first, kind, last, op, selects, until
+from .selectors import Selector, Where, at_output, family, first, kind, last, op, rectifier, selects, until
 from .table import COMPOSITES, describe, get, grouped, list_composites, register

@@ -82,6 +82,11 @@ class Composite:
         """Whether a rule looks at what went into an activation."""
         return any(rule.needs_preactivation for _, rule in (*self.rows, *self.base))
 
+    @property
+    def seeks_rectifiers(self) -> bool:
+        """Whether a rule is for ReLUs, however the model spells them."""
+        return any(rule.for_rectifiers for _, rule in (*self.rows, *self.base))
+
     def __or__(self, override: Composite) -> Composite:
         return Composite(override.rows + self.rows, self.base, f"{self.name} | {override.name}")
 

@@ -8,7 +8,7 @@ from .. import rules as r
 from ..errors import InputError
 from ..rules import BiasMode, Rule
 from .composite import Composite, Row, defaults, defaults_for
-from .selectors import at_output, family, first, kind, op
+from .selectors import at_output, family, first, kind, rectifier
 from .table import named
 
 
@@ -130,12 +130,9 @@ def excitation_backprop(bias: BiasMode = "keep") -> Composite:
     return Composite(rows, defaults(1e-6), "excitation_backprop")
 
 
-RELUS = ("relu", "relu6")
-
-
 def gradient_with(name: str, relu: Rule | None) -> Composite:
     """The plain gradient everywhere, with another rule at ReLUs."""
-    rows: list[Row] = [] if relu is None else [(op(*RELUS), relu)]
+    rows: list[Row] = [] if relu is None else [(rectifier(), relu)]
     return Composite(rows, [(lambda site: True, r.Gradient())], name)
 
 

@@ -38,6 +38,11 @@ def op(*names: str) -> Where:
     return Where(f"op({', '.join(names)})", lambda site: site.op in names)
 
 
+def rectifier() -> Where:
+    """Sites that are ReLUs, also bounded above, in whatever spelling."""
+    return Where("rectifier()", lambda site: site.rectifies)
+
+
 def first(n: int = 1) -> Where:
     """Linear sites that read the model's input, moved, scaled or shifted at most; with ``n``, the first ``n`` of a way.
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from ..as_written import AsWritten
 from ..engine.start import Scores, check_finite, choose, find_scores
 from ..errors import InputError, ModelCallError
 from ..model.as_found import as_found
@@ -37,14 +39,31 @@ def first_conv(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if isinstance(module, kinds)), None)
 
 
+class GradientsAllTheSame(TorchFunctionMode):
+    """Passes a model's own ``torch.no_grad()``: it says how a value is computed, not what it depends on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not args[0]:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def call_model(model: nn.Module, x: Tensor) -> Any:
+    """The model's output, also where it was made under inference_mode."""
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        # Autograd cannot save tensors made under inference_mode: run on normal copies.
+        state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
+        return torch.func.functional_call(model, state, (x,))
+    return model(x)
+
+
 def run_model(model: nn.Module, x: Tensor) -> Any:
     """Run the model; say which shape it could not take if it raises."""
     try:
-        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-            # Autograd cannot save tensors made under inference_mode: run on normal copies.
-            state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
-            return torch.func.functional_call(model, state, (x,))
-        return model(x)
+        if not torch.is_grad_enabled():
+            return call_model(model, x)
+        with AsWritten(), GradientsAllTheSame():
+            return call_model(model, x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, (InputError, torch.OutOfMemoryError)):
             raise

@@ -1,7 +1,8 @@
-"""Class activation maps: where the last spatial features speak for the class."""
+"""Class activation maps: where the last spatial features speak for the class, in series, images and volumes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,55 +19,72 @@ from .registry import register_explainer
 _MOST_EXTRA_TOKENS = 8
 # A grid counts as the image's own if its sides are in the image's proportion, up to rounding.
 _PROPORTION_TOLERANCE = 0.25
+# How a map on a grid of so many sides is enlarged to the input's size.
+_ENLARGE = {1: "linear", 2: "bilinear", 3: "trilinear"}
+# Modules of series that put features last; others put them first, as convolutions do.
+_FEATURES_LAST = (nn.Linear, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Embedding)
+
+Grid = tuple[int, ...]
 
 
 @dataclass
 class FeatureMap:
-    """A tensor that a module returned or took, read as features on a grid over the image."""
+    """A tensor that a module returned or took, read as features on a grid over the input."""
 
     path: str
     module: nn.Module
     tensor: Tensor
     layout: str  # "channels_first", "channels_last" or "tokens"
-    grid: tuple[int, int]
+    grid: Grid
 
     def spatial(self, tensor: Tensor) -> Tensor:
-        """`tensor`, shaped like ours, as (N, C, h, w)."""
+        """`tensor`, shaped like ours, as (N, C, *grid)."""
         if self.layout == "channels_first":
             return tensor
         if self.layout == "channels_last":
             return tensor.movedim(-1, 1)
-        h, w = self.grid
-        return tensor[:, tensor.shape[1] - h * w :].movedim(-1, 1).unflatten(-1, (h, w))
+        return tensor[:, tensor.shape[1] - math.prod(self.grid) :].movedim(-1, 1).unflatten(-1, self.grid)
 
 
-def _is_grid(h: int, w: int, image: tuple[int, int]) -> bool:
-    height, width = image
-    if not (1 < h <= height and 1 < w <= width):
+def _is_grid(grid: Grid, size: Grid) -> bool:
+    """Whether a grid has more than one place on every side, and the proportions of the input."""
+    if not all(1 < g <= s or g == s == 1 for g, s in zip(grid, size, strict=True)):
         return False
-    return abs(h / w * width / height - 1) <= _PROPORTION_TOLERANCE or abs(h - w * height / width) <= 1
+    (g0, s0), *others = zip(grid, size, strict=True)
+    return all(abs(g0 / g * s / s0 - 1) <= _PROPORTION_TOLERANCE or abs(g0 - g * s0 / s) <= 1 for g, s in others)
 
 
-def _token_grid(length: int, image: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of the patch tokens in a sequence of `length`; extra tokens come first."""
+def _token_grid(length: int, size: Grid) -> Grid | None:
+    """The grid of the patch tokens in a sequence of `length`; extra tokens come first."""
     for extra in range(min(_MOST_EXTRA_TOKENS, length - 4) + 1):
         patches = length - extra
-        rows = round((patches * image[0] / image[1]) ** 0.5)
-        if rows > 1 and patches % rows == 0 and _is_grid(rows, patches // rows, image):
-            return rows, patches // rows
+        scale = (patches / math.prod(size)) ** (1 / len(size))
+        *sides, _ = (round(s * scale) for s in size)
+        last, rest = divmod(patches, max(math.prod(sides), 1))
+        grid = (*sides, last)
+        if not rest and _is_grid(grid, size):
+            return grid
     return None
 
 
-def read_feature_map(path: str, module: nn.Module, tensor: object, x: Tensor) -> FeatureMap | None:
-    """Read a tensor as features on a grid over the image `x`; None where it is no such thing."""
+def read_feature_map(
+    path: str, module: nn.Module, tensor: object, x: Tensor, features_last: bool = False
+) -> FeatureMap | None:
+    """Read a tensor as features on a grid over the input `x`; None where it is no such thing.
+
+    In a series nothing but the module that made a tensor tells positions from features: `features_last` does.
+    """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or len(tensor) != len(x):
         return None
-    image = (x.shape[2], x.shape[3])
-    if tensor.ndim == 4 and _is_grid(*tensor.shape[2:], image):
-        return FeatureMap(path, module, tensor, "channels_first", tuple(tensor.shape[2:]))
-    if tensor.ndim == 4 and _is_grid(*tensor.shape[1:3], image):
-        return FeatureMap(path, module, tensor, "channels_last", tuple(tensor.shape[1:3]))
-    if tensor.ndim == 3 and (grid := _token_grid(tensor.shape[1], image)):
+    size = tuple(x.shape[2:])
+    if tensor.ndim == x.ndim:
+        layouts = {"channels_first": tuple(tensor.shape[2:]), "channels_last": tuple(tensor.shape[1:-1])}
+        if len(size) == 1:
+            layouts.pop("channels_first" if features_last else "channels_last")
+        for layout, grid in layouts.items():
+            if _is_grid(grid, size):
+                return FeatureMap(path, module, tensor, layout, grid)
+    if tensor.ndim == 3 and len(size) > 1 and (grid := _token_grid(tensor.shape[1], size)):
         return FeatureMap(path, module, tensor, "tokens", grid)
     return None
 
@@ -76,16 +94,28 @@ def _watched(model: nn.Module, x: Tensor, only: nn.Module | None) -> Iterator[li
     """Collect the feature maps of one forward pass, in the order in which they are finished."""
     found: list[FeatureMap] = []
     names = {module: name for name, module in model.named_modules()}
+    shapes_with_features_last: set[torch.Size] = set()
+
+    def read(module: nn.Module, tensor: object) -> FeatureMap | None:
+        tensor = tensor[0] if isinstance(module, nn.RNNBase) and isinstance(tensor, tuple) else tensor
+        if not isinstance(tensor, Tensor):
+            return None
+        if isinstance(module, _FEATURES_LAST):
+            shapes_with_features_last.add(tensor.shape)
+        return read_feature_map(names[module], module, tensor, x, tensor.shape in shapes_with_features_last)
 
     def note(module: nn.Module, args: tuple, output: object) -> None:
-        seen = read_feature_map(names[module], module, output, x)
+        if only is not None and module is not only:
+            read(module, output)  # only for what it tells of layouts
+            return
+        seen = read(module, output)
         if seen is None and only is not None:
             # A pooling layer was named: the features are what goes into it.
-            seen = read_feature_map(names[module], module, args[0] if args else None, x)
+            seen = read(module, args[0] if args else None)
         if seen is not None:
             found.append(seen)
 
-    handles = [m.register_forward_hook(note) for m in ([only] if only is not None else names)]
+    handles = [m.register_forward_hook(note) for m in names]
     try:
         yield found
     finally:
@@ -102,7 +132,7 @@ def _not_attention(maps: list[FeatureMap]) -> list[FeatureMap]:
     return [
         m
         for m in maps
-        if not (m.layout == "channels_first" and m.grid[0] == m.grid[1] and m.grid[0] in lengths)
+        if not (m.layout == "channels_first" and len(set(m.grid)) == 1 and m.grid[0] in lengths)
         and not (m.layout == "tokens" and isinstance(m.module, inner))
     ]
 
@@ -123,13 +153,16 @@ def find_layer(model: nn.Module, layer_path: str | Sequence[str]) -> nn.Module:
 
 
 def class_activation(model: nn.Module, x: Tensor, question: Question, layer_path: str | Sequence[str] | None) -> Tensor:
-    """Signed Grad-CAM of every item, (N, 1, h, w) on the grid of the layer.
+    """Signed Grad-CAM of every item, (N, 1, *grid) on the grid of the layer.
 
     Without `layer_path` the layer is the last one with a spatial map on which the score depends
     at every place (the last block of a vision transformer passes on nothing but the class token).
     """
-    if x.ndim != 4:
-        raise InputError(f"gradcam works on images of shape (N, C, H, W), not {tuple(x.shape)}.")
+    if not 3 <= x.ndim <= 5:
+        raise InputError(
+            "gradcam works on series (N, C, L), images (N, C, H, W) and volumes (N, C, D, H, W), "
+            f"not on an input of shape {tuple(x.shape)}."
+        )
     only = None if layer_path is None else find_layer(model, layer_path)
     x = x.detach().clone().requires_grad_()
     with _watched(model, x, only) as found:
@@ -144,26 +177,28 @@ def class_activation(model: nn.Module, x: Tensor, question: Question, layer_path
             continue
         gradient = m.spatial(gradient)
         if only is not None or gradient.abs().sum((0, 1)).count_nonzero() > 1:
-            weights = gradient.mean((2, 3), keepdim=True)
+            weights = gradient.mean(tuple(range(2, gradient.ndim)), keepdim=True)
             return (weights * m.spatial(m.tensor.detach())).sum(1, keepdim=True)
     raise InputError("gradcam found no spatial features on which the score depends.")
 
 
 def positive_part(cam: Tensor) -> Tensor:
     """What speaks for the class; for an item where nothing does, what speaks against it, negative."""
-    nothing = cam.amax((1, 2, 3), keepdim=True) <= 0
+    nothing = cam.amax(tuple(range(1, cam.ndim)), keepdim=True) <= 0
     return torch.where(nothing, cam, cam.clamp_min(0))
 
 
 def spread(cam: Tensor, x: Tensor) -> Tensor:
-    """Enlarge (N, 1, h, w) to the input's size and share it among the channels, whose sum is the map."""
-    large = F.interpolate(cam, size=x.shape[2:], mode="bilinear", align_corners=False)
+    """Enlarge (N, 1, *grid) to the input's size and share it among the channels, whose sum is the map."""
+    large = F.interpolate(cam, size=x.shape[2:], mode=_ENLARGE[x.ndim - 2], align_corners=False)
     return (large / x.shape[1]).expand_as(x)
 
 
 @register_explainer("gradcam")
 class GradCam(Explainer):
     """Grad-CAM (Selvaraju et al. 2017): feature maps weighted by their mean gradient, positive part.
+
+    Works on series (N, C, L), images (N, C, H, W) and volumes (N, C, D, H, W).
 
     Parameters
     ----------

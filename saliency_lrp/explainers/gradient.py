@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +60,12 @@ class _ReluRule(Explainer):
         question.settle(x)
         label = question.label if callable(question.label) else question.target
         trace = RelevancePropagator(self.model, self.composite).trace(x)
+        if not any(site.rectifies for site in trace.sites):
+            warnings.warn(
+                f"{self.composite}: {type(self.model).__name__} has no ReLU between input and output, so that "
+                "this map is the plain gradient",
+                stacklevel=5,
+            )
         return trace.relevance(label, seed="one", retain=False)
 
 

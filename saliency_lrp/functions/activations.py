@@ -21,6 +21,7 @@ class ActivationSite(Site):
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.from_output = call.says("from_output") and not self.binding.needs_preactivation
+        self.rectifies = call.says("rectifier")
         self.reruns = not self.from_output
         # operands other than the activation might be written into before it is computed again
         alone = sum(1 for _ in iter_tensors(call.args, call.kwargs)) == 1

@@ -31,7 +31,7 @@ def routing_one_by_one(call: Call) -> Any:
     for operand, result in zip(iter_tensors(call.args, call.kwargs), out, strict=True):
         tag = tag_of(operand)
         if call.is_activation(operand) and tag is not None and not call.is_activation(result):
-            call.interceptor.tag(result, Tag(call.interceptor.token, None, tag.gate, tag.nonnegative))
+            call.interceptor.tag(result, Tag(call.interceptor.token, None, tag.gate, tag.nonnegative, tag.depth))
     return out
 
 

@@ -115,6 +115,8 @@ class Site:
     cut: bool = False
     #: Whether the output costs less to compute again than to keep for the layer that reads it.
     cheap: bool = False
+    #: Whether the function is ``max(x, 0)``, or that with a bound above.
+    rectifies: bool = False
     #: Whether the function maps 0 to 0.
     keeps_zero: bool = False
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.

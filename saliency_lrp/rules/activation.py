@@ -17,6 +17,7 @@ class DeconvNet(Rule):
     """DeconvNet at a ReLU: ``R_in = max(R, 0)`` (Zeiler & Fergus 2014)."""
 
     kinds = frozenset({"activation"})
+    for_rectifiers = True
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return (positive(R),)
@@ -26,9 +27,11 @@ class GuidedBackprop(Rule):
     """Guided backpropagation at a ReLU: ``R_in = max(R, 0) · [z > 0]`` (Springenberg et al. 2015)."""
 
     kinds = frozenset({"activation"})
+    for_rectifiers = True
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return (positive(R) * (site.output > 0),)
+        let_through = positive(R) * (site.output > 0)
+        return (let_through,) if site.op == "relu" else site.gradient(let_through)  # bounded above, perhaps
 
 
 class BetaSmooth(Rule):
@@ -38,6 +41,7 @@ class BetaSmooth(Rule):
     """
 
     kinds = frozenset({"activation"})
+    for_rectifiers = True
     needs_preactivation = True
 
     def __init__(self, beta: float = 10.0) -> None:

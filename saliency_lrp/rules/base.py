@@ -38,6 +38,8 @@ class Rule:
     kinds: ClassVar[frozenset[str]] = frozenset()
     #: whether activations must keep their input for this rule, also where their output tells the gradient
     needs_preactivation: ClassVar[bool] = False
+    #: whether the rule is for ReLUs, which a trace then seeks in every spelling
+    for_rectifiers: ClassVar[bool] = False
     #: whether the rule also takes relevance of several maps at once, in an axis before those of the output
     takes_several: bool = False
 

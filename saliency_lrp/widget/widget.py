@@ -34,6 +34,7 @@ from ..display.colours import (
     colour_table,
 )  # fmt: skip
 from ..display.contact_sheet import contact_sheet
+from ..display.volume import strongest
 from ..errors import InputError, unknown_name
 from ..explainers.progress import duration
 from ..explainers.registry import LRP_PREFIX
@@ -128,6 +129,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         self._maps: dict[str, np.ndarray] = {}
         self._unsigned: set[str] = set()
         self._started: dict[str, float] = {}
+        self._sliced = False  # whether the slice was chosen by a map
         self._watches: dict[str, Watch] = {}
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
@@ -360,7 +362,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         return self._source.method(panel, target, watch), None
 
     def check(self, panel: str = "lrp") -> None:
-        """Measure in the background whether the map of a panel (by its method's name) can be trusted, and show it there.
+        """Measure in the background whether the map of a panel (a method's name) can be trusted, and show it there.
 
         Raises
         ------
@@ -415,6 +417,8 @@ class SaliencyWidget(anywidget.AnyWidget):
         with self._lock:
             if self._watches.get(panel) is not watch:
                 return
+            if values.ndim == 3 and not self._maps and not self._sliced:
+                self._sliced, self.slice = True, strongest(values)[0]
             self._maps[panel] = values
             (self._unsigned.discard if found.signed else self._unsigned.add)(panel)
             setattr(self, _map_trait(panel), np.ascontiguousarray(values, "<f4").tobytes())
