@@ -40,6 +40,7 @@ TEST = [
     "setuptools",
     "twine",
     "hypothesis",
+    "expecttest",  # what torch.testing's operator database imports
     "nbval",
     "ipykernel",
     "jupyterlab",

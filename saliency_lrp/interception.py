@@ -19,15 +19,17 @@ from torch.utils.hooks import RemovableHandle
 
 from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
+from .engine.coefficient import CoefficientForm
 from .engine.ids import CASTS, SHAPES, IdFollower
+from .engine.reference import ReferenceForm
 from .errors import InputError
-from .functions import HANDLERS, custom
+from .functions import HANDLERS, custom, facts
 from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
 from .functions.rectifiers import rectified, remember_sources
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
-from .functions.site import Held, Site, iter_tensors
+from .functions.site import OUTPUT, Held, Site, iter_tensors
 from .functions.unknown import unknown
 from .model.written import TAG, Written
 from .report import Account
@@ -65,7 +67,16 @@ def inplace_position(func: Callable[..., Any]) -> int | None:
 class Entry:
     """What the interceptor knows of a function: looked up once."""
 
-    __slots__ = ("handler", "name", "always_inplace", "inplace_position", "asks_only", "makes_ids", "reads_no_values")
+    __slots__ = (
+        "handler",
+        "name",
+        "always_inplace",
+        "inplace_position",
+        "asks_only",
+        "makes_ids",
+        "reads_no_values",
+        "may_draw",
+    )
 
     def __init__(self, func: Callable[..., Any]) -> None:
         name = canonical_name(func)
@@ -84,6 +95,8 @@ class Entry:
         #: whether an activation may become ids by it; whether it looks at shapes alone
         self.makes_ids = bare in CASTS
         self.reads_no_values = name in SHAPES
+        #: whether some calls draw random numbers
+        self.may_draw = bool(facts.of(func, bare).random)
 
     def writes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call writes into its first argument."""
@@ -171,9 +184,18 @@ class Binding:
 class Interceptor(TorchFunctionMode):
     """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
 
-    def __init__(self, binding: Binding, names: dict[int, str], sites: list[Site], within: Site | None = None) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        names: dict[int, str],
+        sites: list[Site],
+        within: Site | None = None,
+        form: ReferenceForm | CoefficientForm | None = None,
+    ) -> None:
         super().__init__()
         self.binding = binding
+        #: what autograd carries
+        self.form = form or ReferenceForm()
         self.names = names
         self.sites = sites
         self.within = within
@@ -215,6 +237,8 @@ class Interceptor(TorchFunctionMode):
             entry = LOOKED_UP[func] = Entry(func)
         if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             return func(*args, **kwargs)  # inside somebody's autograd.Function, or a transform of torch.func
+        if entry.may_draw:
+            self.note_random(Call(func, entry.name, args, kwargs, [], False, self))
         if self.ids.active and not entry.reads_no_values and self.ids.trails((*args, *kwargs.values())):
             return self.with_ids(func, entry, args, kwargs)
         return self.without_ids(func, entry, args, kwargs)
@@ -280,15 +304,19 @@ class Interceptor(TorchFunctionMode):
                 continue
             if not found or not any(t is a for a in found):
                 found.append(t)
-                self.read(getattr(t, TAG))
+                self.read(t, getattr(t, TAG))
         return found, parameters
 
-    @staticmethod
-    def read(tag: Tag) -> None:
+    def read(self, t: Tensor, tag: Tag) -> None:
         """Another call reads an activation: a ReLU is then not all that relevance comes back from."""
         tag.readers += 1
-        if tag.site is not None and tag.site.cut:
-            tag.site.result, tag.site.cut = None, False
+        site = tag.site
+        if site is not None and site.cut:
+            with torch._C.DisableTorchFunction():
+                site.result, site.cut = t.detach(), False
+            self.remember(site.result, site, OUTPUT)
+        if site is not None:
+            site.before = None
 
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
@@ -299,6 +327,7 @@ class Interceptor(TorchFunctionMode):
         found = origin(t, self.token, self.binding, self.roots)
         if found.depth is None:
             return False
+        self.form.refuse("what made an activation was not seen")
         self.report_foreign(found)
         mark(t, self.token, found.depth)
         self.tag(t, Tag(self.token, depth=found.depth))
@@ -311,6 +340,8 @@ class Interceptor(TorchFunctionMode):
 
     def rewritten(self, t: Tensor) -> None:
         """An activation was written into, perhaps through a view: what was known of it no longer holds."""
+        if getattr(t, TAG).final:
+            self.form.refuse("the model writes into its input")
         found = origin(t, self.token, self.binding, self.roots)
         self.report_foreign(found)
         self.tag(t, Tag(self.token, depth=max(found.depth or 0, getattr(t, TAG).depth)))
@@ -319,7 +350,7 @@ class Interceptor(TorchFunctionMode):
         """Name what was computed where no call could be seen."""
         if not found.foreign:
             return
-        self.opaque = True
+        self.send_to_zeros("a function whose calls cannot be seen")
         unseen = []
         for node in found.foreign:
             if is_custom(node):
@@ -346,17 +377,28 @@ class Interceptor(TorchFunctionMode):
         setattr(t, TAG, tag)
         return t
 
+    def enter(self, leaf: Tensor) -> Tensor:
+        """The tensor that the model gets for an input (or embedding) at which relevance is read."""
+        self.roots.append(leaf)
+        t = leaf.clone()
+        tag = Tag(self.token)
+        tag.final = self.form.early
+        return self.tag(t, tag)
+
     def tag_routed(self, call: Call, out: Any) -> Any:
         """Tag the results of a routing call with what all of its inputs have in common."""
         gate, nonnegative = call.gate(), call.nonnegative()
-        depth = max((getattr(a, TAG).depth for a in call.activations), default=0)
+        tags = [getattr(a, TAG) for a in call.activations]
+        depth, final = max((t.depth for t in tags), default=0), all(t.final for t in tags)
         written = (call.args[0],) if call.inplace else ()
         if written:
             self.wrote(call.args[0], depth)
         for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # noqa: UP038  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
                 mark(t, self.token, depth)
-                self.tag(t, Tag(self.token, None, gate, nonnegative, depth))
+                tag = Tag(self.token, None, gate, nonnegative, depth)
+                tag.final = final
+                self.tag(t, tag)
         return out
 
     def register(self, site: Site) -> int:
@@ -372,6 +414,14 @@ class Interceptor(TorchFunctionMode):
         """A batch norm, whose output is ``out``, was folded into the linear site before it."""
         before.superseded = True
         self.folds.setdefault(id(before), []).append((out.grad_fn, out.output_nr))
+
+    def note_random(self, call: Call) -> None:
+        """Say that the model is random, where this call draws random numbers."""
+        if call.says("random"):
+            self.note(
+                f"{call.name} at {call.path!r} draws random numbers in eval mode, too: the model is random, and this "
+                "map is that of one draw"
+            )
 
     def note(self, text: str) -> None:
         """Remember a choice that the user should know of."""
@@ -392,6 +442,8 @@ class Interceptor(TorchFunctionMode):
 
     def before_write(self, target: Tensor) -> None:
         """The model is about to write into this memory: sites that keep an alias of it get a copy of their own."""
+        if target.layout is not torch.strided:
+            return
         self.written.note(target)
         copies: dict[Any, Tensor] = {}
         for site, slot in self.saved.pop(target.untyped_storage().data_ptr(), ()):
@@ -407,11 +459,11 @@ class Interceptor(TorchFunctionMode):
     def unknown_natively(self, call: Call) -> Any:
         """Run a call that cannot be made a site; report it if its results carry relevance."""
         out = call.native()
-        self.opaque = True
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if call.inplace:
             results.append(call.args[0])
         if any(t.requires_grad for t in results):
+            self.send_to_zeros(f"{call.name}, which is not in the table of functions")
             self.unknown_call(call.name, "its results cannot be given a rule of their own")
             depth = max(getattr(a, TAG).depth for a in call.activations)
             for t in results:
@@ -419,6 +471,11 @@ class Interceptor(TorchFunctionMode):
                     mark(t, self.token, depth)
                     self.tag(t, Tag(self.token, depth=depth))
         return out
+
+    def send_to_zeros(self, what: str) -> None:
+        """Something runs as it is that may send relevance to an activation that is 0."""
+        self.opaque = True
+        self.form.refuse(what)
 
     def unknown_call(self, name: str, why: str, how: str = "relevance passes it like a gradient") -> None:
         """Report a call that has no rule of its own."""

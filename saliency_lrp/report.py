@@ -109,8 +109,8 @@ class Account:
 
 
 def total(t: Tensor) -> Tensor:
-    """Sum in float64 (the real part of complex relevance), still on the device."""
-    t = t.real if t.is_complex() else t
+    """Sum in float64 (of both parts of complex relevance), still on the device."""
+    t = torch.view_as_real(t) if t.is_complex() else t
     dtype = torch.float32 if t.device.type == "mps" else torch.float64
     return t.detach().sum(dtype=dtype)
 

@@ -107,6 +107,17 @@ def ends_in_relu(net: Net, x: Tensor, act: Activation) -> Tensor:
     return act(net.head(act(net.one(x)).flatten(1)))
 
 
+def ends_in_a_rectified_convolution(net: Net, x: Tensor, act: Activation) -> Tensor:
+    """The seed ``one`` starts on outputs that are 0, behind a convolution whose output the ReLU's stands for."""
+    return act(net.two(act(net.one(x)))).flatten(1)
+
+
+def several_results(net: Net, x: Tensor, act: Activation) -> Tensor:
+    """A function of several results that nobody classified: its gradient sends relevance to what the ReLU cut."""
+    z = F.conv2d(x, net.one.weight, net.one.bias + 1.0, padding=1)
+    return torch.linalg.slogdet(act(z))[1]
+
+
 def written_later(net: Net, x: Tensor, act: Activation) -> Tensor:
     y = act(net.one(x))
     z = net.two(y)
@@ -124,6 +135,8 @@ ARRANGEMENTS = [
     soft_maximum,
     custom,
     ends_in_relu,
+    ends_in_a_rectified_convolution,
+    several_results,
     written_later,
 ]
 

@@ -8,7 +8,7 @@ from typing import Any
 from .. import rules as r
 from ..errors import InputError
 from ..rules import Rule
-from .selectors import Selector, at_output, kind, selects
+from .selectors import Selector, at_output, kind, selects, selects_in_forward
 
 Row = tuple[Selector, Rule]
 
@@ -75,6 +75,17 @@ class Composite:
         for selector, rule in (*self.rows, *self.base):
             if rule.applies_to(site) and selects(selector, site):
                 return rule
+        raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
+
+    def rule_in_forward(self, site: Any) -> Rule | None:
+        """As :meth:`rule_for`, during the forward pass; None where that depends on what comes later."""
+        for selector, rule in (*self.rows, *self.base):
+            if rule.applies_to(site):
+                answer = selects_in_forward(selector, site)
+                if answer is None:
+                    return None
+                if answer:
+                    return rule
         raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
 
     @property

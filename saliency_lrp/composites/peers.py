@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import rules as r
 from ..rules import BiasMode, Rule
 from .composite import Composite, Row, defaults
-from .selectors import Selector, family, first, kind, op, until
+from .selectors import Selector, claims, family, first, kind, until
 from .table import COMPOSITES, named, register
 
 
@@ -138,15 +138,12 @@ register(
 )
 
 
-AVERAGES = tuple(f"{kind_of}avg_pool{n}d" for kind_of in ("", "adaptive_") for n in (1, 2, 3))
-
-
 def deep_taylor_with(name: str, input_rule: Rule | None) -> Composite:
     """z⁺ without bias, w² at batch norms, equal shares in average pooling; relevance is never negative."""
     batch_norm, z_plus = r.WSquare(1e-12), r.Rectified(r.ZPlus(1e-12, "zero"))
     rows = [] if input_rule is None else apart(first(), r.Rectified(input_rule), batch_norm)
     rows += [(family("batch_norm"), batch_norm), *apart(kind("linear"), z_plus, batch_norm)]
-    return Composite([*rows, (op(*AVERAGES), r.Gradient())], defaults(1e-12), name)
+    return Composite([*rows, (claims("pooling", "average"), r.Gradient())], defaults(1e-12), name)
 
 
 @named("deep_taylor")

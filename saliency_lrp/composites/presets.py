@@ -8,7 +8,7 @@ from .. import rules as r
 from ..errors import InputError
 from ..rules import BiasMode, Rule
 from .composite import Composite, Row, defaults, defaults_for
-from .selectors import at_output, family, first, kind, rectifier
+from .selectors import any_site, at_output, family, first, kind, rectifier
 from .table import named
 
 
@@ -133,7 +133,7 @@ def excitation_backprop(bias: BiasMode = "keep") -> Composite:
 def gradient_with(name: str, relu: Rule | None) -> Composite:
     """The plain gradient everywhere, with another rule at ReLUs."""
     rows: list[Row] = [] if relu is None else [(rectifier(), relu)]
-    return Composite(rows, [(lambda site: True, r.Gradient())], name)
+    return Composite(rows, [(any_site(), r.Gradient())], name)
 
 
 @named("gradient")

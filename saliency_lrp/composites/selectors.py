@@ -10,11 +10,15 @@ Selector = type | str | Callable[[Any], bool] | tuple
 
 
 class Where:
-    """A named predicate on sites, so that tables print readably."""
+    """A named predicate on sites, so that tables print readably.
 
-    def __init__(self, name: str, test: Callable[[Any], bool]) -> None:
+    ``foresees`` says that it asks what comes after the site, which is not known in the forward pass.
+    """
+
+    def __init__(self, name: str, test: Callable[[Any], bool], foresees: bool = False) -> None:
         self.name = name
         self.test = test
+        self.foresees = foresees
 
     def __call__(self, site: Any) -> bool:
         return self.test(site)
@@ -38,6 +42,16 @@ def op(*names: str) -> Where:
     return Where(f"op({', '.join(names)})", lambda site: site.op in names)
 
 
+def any_site() -> Where:
+    """Every site."""
+    return Where("any_site()", lambda site: True)
+
+
+def claims(*names: str) -> Where:
+    """Sites of functions that the table of facts makes these claims of, such as ``"pooling"``."""
+    return Where(f"claims({', '.join(names)})", lambda site: all(name in site.claims for name in names))
+
+
 def rectifier() -> Where:
     """Sites that are ReLUs, also bounded above, in whatever spelling."""
     return Where("rectifier()", lambda site: site.rectifies)
@@ -58,12 +72,12 @@ def until(k: int) -> Where:
 
 def last(n: int = 1) -> Where:
     """The last ``n`` linear sites in execution order."""
-    return Where(f"last({n})", lambda site: site.rank >= 0 and site.rank >= site.binding.linear_count - n)
+    return Where(f"last({n})", lambda site: site.rank >= 0 and site.rank >= site.binding.linear_count - n, True)
 
 
 def at_output() -> Where:
     """The site that computes the model's output."""
-    return Where("at_output()", lambda site: site.is_output)
+    return Where("at_output()", lambda site: site.is_output, True)
 
 
 def selects(selector: Selector, site: Any) -> bool:
@@ -75,3 +89,15 @@ def selects(selector: Selector, site: Any) -> bool:
     if isinstance(selector, str):
         return fnmatch.fnmatchcase(site.path, selector)
     return bool(selector(site))
+
+
+def selects_in_forward(selector: Selector, site: Any) -> bool | None:
+    """As :func:`selects`, during the forward pass; None where it depends on what comes later, or cannot be told."""
+    if isinstance(selector, tuple):
+        answers = [selects_in_forward(s, site) for s in selector]
+        return False if False in answers else None if None in answers else True
+    if isinstance(selector, type | str):
+        return selects(selector, site)
+    if not isinstance(selector, Where) or selector.foresees:
+        return None
+    return selector(site)

@@ -1,1 +1,1 @@
-"""What stands between a model and its map: what goes in, where relevance starts, where it ends."""
+"""What goes in, what autograd carries (``reference``, ``coefficient``), where relevance starts and ends."""

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functions.call import Tag
 from ..functions.site import iter_tensors
 
 if TYPE_CHECKING:
@@ -293,9 +292,8 @@ class IdFollower:
                 "relevance is that of what was looked up by them"
             )
         leaf = out.detach().requires_grad_(True)
-        self.interceptor.roots.append(leaf)
         self.endings.append(Ending(leaf, path, sources))
-        return self.interceptor.tag(leaf.clone(), Tag(self.token))
+        return self.interceptor.enter(leaf)
 
     def read_by_python(self, t: Any, name: str) -> None:
         """The model took integers out of torch: what it does with them cannot be seen."""

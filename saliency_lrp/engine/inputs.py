@@ -49,12 +49,17 @@ class Argument:
 
     @property
     def is_number(self) -> bool:
-        """Whether relevance belongs to its values as they are."""
-        return self.value.is_floating_point() or self.value.is_complex()
+        """Whether relevance belongs to its values as they are; sparse tensors count as constants."""
+        return self.is_dense and (self.value.is_floating_point() or self.value.is_complex())
 
     @property
     def is_integer(self) -> bool:
-        return not self.is_number and self.value.dtype != torch.bool
+        kinds = (self.value.is_floating_point(), self.value.is_complex(), self.value.dtype == torch.bool)
+        return self.is_dense and not any(kinds)
+
+    @property
+    def is_dense(self) -> bool:
+        return self.value.layout is torch.strided
 
 
 class Arguments:
@@ -155,7 +160,7 @@ class Arguments:
 
     def check(self) -> None:
         """Nothing that is not finite, but -inf after the first tensor, where it stands in masks."""
-        numbers = [a for a in self.tensors if a.value.is_floating_point()]
+        numbers = [a for a in self.tensors if a.is_dense and a.value.is_floating_point()]
         for k, a in enumerate(numbers):
             t = a.value
             if (why := refusal_of_values(t)) is not None:

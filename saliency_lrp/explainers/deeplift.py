@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
+from ..functions import facts
 from .base import Explainer, Question
 from .gradient import baseline_like
 from .registry import register_explainer
@@ -26,23 +27,15 @@ from .registry import register_explainer
 _SMALL = 1e-6
 _POINTS = 8
 
-POINTWISE = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid softplus softsign "
-    "tanhshrink softshrink hardshrink threshold tanh sigmoid logsigmoid expit erf clamp clamp_min clamp_max "
-    "abs exp expm1 log log1p sqrt rsqrt square reciprocal pow sin cos".split()
-)
-MAXIMA = frozenset(
-    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax".split()
-)
-PRODUCTS = frozenset("mul multiply matmul bmm mm mv einsum baddbmm addcmul".split())
-OTHERS = frozenset(
-    "div true_divide divide softmax log_softmax scaled_dot_product_attention multi_head_attention_forward "
-    "glu prelu norm var std".split()
-)
-# Linear when one of the operands is a plain number.
-BY_NUMBER = PRODUCTS | {"div", "true_divide", "divide"}
+#: Kinds of functions that are linear in each of two operands: on the line between two points the midpoint is exact.
+BILINEAR = ("product", "matrix product", "einsum", "added matrix product")
+#: Kinds that are linear where one of the operands is a plain number.
+BY_NUMBER = (*BILINEAR, "quotient")
+#: Kinds whose mean derivative takes a few points on the line.
+CURVED = ("quotient", "softmax", "log softmax", "soft maximum", "attention", "gated linear unit", "opened", "steps")
 
 _Call = Callable[..., Any]
+_Rule = Callable[..., list[Tensor]]
 
 
 def _name(func: _Call) -> tuple[str, bool]:
@@ -62,9 +55,14 @@ def _out_of_place(func: _Call) -> _Call:
     return lambda first, *args, **kwargs: func(first.clone(), *args, **kwargs)
 
 
+def facts_of(name: str) -> facts.Facts:
+    """The row of a function in the table, also where it is an operator's."""
+    return facts.TABLE.get(name) or facts.TABLE.get(f"__{name}__") or facts.NOTHING
+
+
 def _points(name: str) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1]; the midpoint alone is exact for a product."""
-    if name in PRODUCTS:
+    if facts_of(name).kind in BILINEAR:
         return torch.tensor([0.5]), torch.tensor([1.0])
     nodes, weights = np.polynomial.legendre.leggauss(_POINTS)
     return torch.tensor((nodes + 1) / 2), torch.tensor(weights / 2)
@@ -106,11 +104,18 @@ def _on_the_line(run: _Call, name: str, x: list[Tensor], b: list[Tensor], grad: 
     return total
 
 
-_RULES: dict[str, Callable[..., list[Tensor]]] = {
-    **dict.fromkeys(POINTWISE, _pointwise),
-    **dict.fromkeys(MAXIMA, _maximum),
-    **dict.fromkeys(PRODUCTS | OTHERS, _on_the_line),
-}
+def _rule(name: str, tensors: int) -> _Rule | None:
+    """How the multipliers of a function of so many tensors are found; None for one that is linear, or is not known."""
+    row = facts_of(name)
+    if row.elementwise:
+        return _pointwise if tensors == 1 else _on_the_line
+    if row.maximum:
+        return _maximum
+    if row.several is True:
+        return None
+    is_norm = row.kind == "sum" and row.gate == facts.GATE
+    curved = row.kind in CURVED or (row.kind in BILINEAR and tensors > 1) or is_norm
+    return _on_the_line if curved and not (row.kind in BY_NUMBER and tensors < 2) else None
 
 
 def _normalised(x: Tensor, dims: list[int], eps: float) -> Tensor:
@@ -166,7 +171,9 @@ class _Rescaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         inputs = list(ctx.saved_tensors)
-        return None, None, None, *_RULES[ctx.name](ctx.run, ctx.name, inputs, ctx.baseline, grad)
+        rule = _rule(ctx.name, len(inputs))
+        assert rule is not None
+        return None, None, None, *rule(ctx.run, ctx.name, inputs, ctx.baseline, grad)
 
 
 class _Bound:
@@ -208,15 +215,15 @@ class _Interception(TorchFunctionMode):
         if name in _PARTS:
             with self:
                 return _PARTS[name](*args, **{{"input": "x"}.get(k, k): v for k, v in kwargs.items()})
-        if name not in _RULES or kwargs.get("out") is not None:
+        if _rule(name, 2) is None or kwargs.get("out") is not None:
             return func(*args, **kwargs)
         written = args[0] if inplace or kwargs.get("inplace") else None
         if written is not None:  # run on a copy and write the result back: what went in has to be noted
             args = (written.clone(), *args[1:])
             kwargs = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
         bound = _Bound(_out_of_place(func) if inplace else func, args, kwargs)
-        by_number = name in BY_NUMBER and len(bound.tensors) < 2
-        output = bound.func(*args, **kwargs) if by_number else self.nonlinear(name, bound, args, kwargs)
+        known = _rule(name, len(bound.tensors)) is not None
+        output = bound.func(*args, **kwargs) if not known else self.nonlinear(name, bound, args, kwargs)
         return output if written is None else written.copy_(output)
 
     def nonlinear(self, name: str, bound: _Bound, args: tuple, kwargs: dict[str, Any]) -> Any:

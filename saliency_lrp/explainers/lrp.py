@@ -96,7 +96,10 @@ class LrpExplainer:
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         if tensors and all(not t.is_nested and t.dim() > 0 and t.shape[0] == 0 for t in tensors):
             return tree_map_only(Tensor, torch.zeros_like, inp)
-        trace: Trace = self.propagator.trace(*args, **kwargs)
+        # an account, or a neuron inside the model, needs the reference form
+        in_full = self.account or self.at is not None
+        record = self.propagator.trace if in_full else self.propagator.bound_trace
+        trace: Trace = record(*args, **kwargs)
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
         ind = tuple(ind) if isinstance(ind, list) else ind
         ind = None if self.at is not None else ind

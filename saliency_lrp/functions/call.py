@@ -10,9 +10,9 @@ from torch import Tensor
 
 from . import facts
 from .facts import AS_INPUT, BOUNDED, GATE, PLAIN
-from .site import OUTPUT, Held, Site, Slot, as_reals, fill, from_reals, iter_tensors
+from .site import OUTPUT, Held, Site, Slot, fill, iter_tensors
 
-__all__ = ["BOUNDED", "GATE", "OUTPUT", "PLAIN", "Call", "Tag", "several_at_once", "stored", "tag_of"]
+__all__ = ["BOUNDED", "GATE", "OUTPUT", "PLAIN", "Call", "Tag", "stored", "tag_of"]
 
 
 class Tag:
@@ -29,6 +29,7 @@ class Tag:
         "place",
         "source",
         "source_version",
+        "final",
     )
 
     def __init__(
@@ -49,76 +50,13 @@ class Tag:
         #: the activation a linear site read, and its version then: lets a batch norm fold into that site
         self.source: Tensor | None = None
         self.source_version = -1
+        #: whether relevance of this activation is carried as such, also where the others' is carried as a coefficient
+        self.final = False
 
 
 def tag_of(tensor: Tensor) -> Tag | None:
     """The tensor's tag, or None for a constant."""
     return getattr(tensor, "_saliency_lrp", None)
-
-
-class _Node(torch.autograd.Function):
-    """The autograd node of a site: forward is the original call, backward hands relevance on."""
-
-    @classmethod
-    def make(cls, *args: Any) -> Any:
-        """``apply`` without what it does for ``torch.func``, whose transforms never see a trace."""
-        return super(torch.autograd.Function, cls).apply(*args)
-
-    @staticmethod
-    def forward(ctx: Any, site: Site, run: Callable[[], Any], written: int | None, *activations: Tensor) -> Any:
-        """``written``: which activation, counted in the site's order, the call writes into; it is passed first."""
-        ctx.set_materialize_grads(False)
-        ctx.site = site
-        ctx.n = len(activations)
-        ctx.written = written
-        out = run()
-        if written is not None:
-            ctx.mark_dirty(activations[0])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *R: Tensor | None) -> tuple[Any, ...]:
-        if all(r is None for r in R):
-            return (None,) * (3 + ctx.n)
-        if any(r is not None and torch._C._functorch.is_legacy_batchedtensor(r) for r in R):
-            R_in = several_at_once(ctx.site, R)
-        else:
-            R_in = as_autograd_has_it(ctx.site, ctx.site.propagate(as_rules_have_it(R)))
-        ctx.site.forget()
-        k = ctx.written
-        if k is None:
-            return (None, None, None, *R_in)
-        # a view must get zeros rather than None, or autograd drops what belongs to the rest of its base
-        target = torch.zeros_like(R[0]) if R_in[k] is None and R[0] is not None else R_in[k]
-        return (None, None, None, target, *R_in[:k], *R_in[k + 1 :])
-
-
-def as_rules_have_it(R: tuple[Tensor | None, ...]) -> Any:
-    """Relevance of the outputs for a rule: complex numbers are pairs of reals; one tensor where there is one output."""
-    plain = tuple(None if r is None else as_reals(r) for r in R)
-    return plain[0] if len(plain) == 1 else plain
-
-
-def as_autograd_has_it(site: Site, R: Any) -> tuple[Tensor | None, ...]:
-    """Relevance of the inputs, complex where they are."""
-    if not any(site.complex):
-        return tuple(R)
-    return tuple(from_reals(r) if z and r is not None else r for r, z in zip(R, site.complex, strict=True))
-
-
-#: Nesting level of the batching that ``torch.autograd.grad(..., is_grads_batched=True)`` does.
-LEVEL = 1
-
-
-def several_at_once(site: Site, R: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """What a site hands back where several backward passes run as one: sites see plain tensors, maps first.
-
-    Autograd's own batching runs one operator after the other for most of what rules do, convolutions among them.
-    """
-    n = site.binding.maps
-    plain = tuple(None if r is None else torch._remove_batch_dim(r, LEVEL, n, 0) for r in R)
-    found = as_autograd_has_it(site, site.propagate_several(as_rules_have_it(plain)))
-    return tuple(None if r is None else torch._add_batch_dim(r, 0, LEVEL) for r in found)
 
 
 class Call:
@@ -216,14 +154,28 @@ class Call:
 
     # ------------------------------------------------------------------ the call in other words
 
-    def first_result(self) -> Call:
-        """The same call of a function that returns only the first of its results."""
+    def one_result(self, k: int = 0) -> Call:
+        """The same call of a function that returns only the k-th of its results."""
         func = self.func
 
-        def first(*args: Any, **kwargs: Any) -> Tensor:
-            return func(*args, **kwargs)[0]
+        def one(*args: Any, **kwargs: Any) -> Tensor:
+            return func(*args, **kwargs)[k]
 
-        return Call(first, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+        return Call(one, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
+
+    def replace(self, others: dict[int, Tensor]) -> None:
+        """Give the call other tensors in place of some of its arguments (by their ``id``)."""
+
+        def swap(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return others.get(id(value), value)
+            if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
+                return type(value)(swap(v) for v in value)
+            return value
+
+        self.args = tuple(swap(v) for v in self.args)
+        self.kwargs = {k: swap(v) for k, v in self.kwargs.items()}
+        self.activations = [swap(t) for t in self.activations]
 
     def with_result(self, out: Tensor) -> Call:
         """The same call of a function whose result is there already, for one that must not run twice."""
@@ -247,6 +199,7 @@ class Call:
 
     def native(self) -> Any:
         """Let autograd carry relevance as it is: right for views and other routing."""
+        self.interceptor.form.before_native(self)
         if self.inplace:
             self.interceptor.before_write(self.args[0])
         return self.func(*self.args, **self.kwargs)
@@ -265,7 +218,7 @@ class Call:
         gate: int = PLAIN,
         nonnegative: bool = False,
     ) -> Any:
-        """Run the call as one autograd node whose backward is ``site.propagate``.
+        """Run the call so that relevance is handed back as ``site`` and its rule say.
 
         Parameters
         ----------
@@ -277,76 +230,15 @@ class Call:
             What is known of the result.
         """
         tensors = self.activations if activations is None else activations
-        tracer = self.interceptor
-        site.index = tracer.register(site)
+        if any(t.layout is not torch.strided for t in tensors):
+            return self.interceptor.unknown_natively(self)  # rules know dense tensors only
         site.arity = len(tensors)
-        tags = [tag_of(t) for t in tensors]
-        depth = site.place_at(max((t.depth for k, t in enumerate(tags) if t and k not in site.gates), default=0))
-        site.parents = tuple(t.site.index if t is not None and t.site is not None else None for t in tags)
-        if site.reruns and not site.args and not site.kwargs:
-            site.args = tuple(stored(v, tensors) for v in self.args)
-            site.kwargs = {k: stored(v, tensors) for k, v in self.kwargs.items()}
-            for held in held_among((*site.args, *site.kwargs.values())):
-                tracer.remember(held.saved[0], held, 0)
-        for name, constant in site.kept():
-            tracer.remember(constant, site, name)
-        site.complex = tuple(t.is_complex() for t in tensors)
-        if site.keeps_inputs and not site.finds_input(tags):
-            site.saved = [t.detach() for t in tensors]
-            for k, t in enumerate(site.saved):
-                tracer.remember(t, site, k)
-        written = None
-        if self.inplace:
-            target = self.args[0]
-            tracer.before_write(target)
-            written = next((k for k, t in enumerate(tensors) if t is target), None)
-            if written is None:
-                # a constant buffer that an activation is written into
-                tensors, site, written = [target, *tensors], _Overwriting(site, self), 0
-            # autograd knows the tensor that is written into, if that is a view, by its place: the first
-            tensors = [tensors[written], *tensors[:written], *tensors[written + 1 :]]
-
-        def run() -> Tensor:
-            out = self.func(*self.args, **self.kwargs)
-            if written is None and isinstance(out, Tensor) and out._is_view():
-                # torch made it by a last reshape; as a view it could not be written into later
-                out = torch.ops.aten._unsafe_view(out, out.shape)
-            if site.keeps_output and isinstance(out, Tensor):
-                site.result = out.detach()
-                tracer.remember(site.result, site, OUTPUT)
-            return out
-
-        out = _Node.make(site, run, written, *tensors)
-        if written is not None:
-            tracer.wrote(self.args[0], depth)
-        for t in out if isinstance(out, tuple) else (out,):
-            if isinstance(t, Tensor) and t.requires_grad:
-                tracer.tag(t, Tag(tracer.token, site, gate, nonnegative, depth))
-        return out
+        return self.interceptor.form.node(self, site, tensors, gate, nonnegative)
 
     def reroute(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run other torch code with interception on: its calls become sites in place of this one."""
         with self.interceptor:
             return func(*args, **kwargs)
-
-
-class _Overwriting(Site):
-    """A site that writes into a constant buffer: the buffer gets no relevance, the others get the inner site's."""
-
-    def __init__(self, inner: Site, call: Call) -> None:
-        super().__init__(call)
-        self.inner = inner
-        self.index, self.parents = inner.index, inner.parents
-        self.complex = (call.args[0].is_complex(), *inner.complex)
-        self.kind = inner.kind  # type: ignore[misc]
-
-    @property
-    def keeps_output(self) -> bool:  # type: ignore[override]
-        return self.inner.keeps_output
-
-    def propagate(self, R: Tensor) -> tuple[Tensor | None, ...]:
-        self.inner.result = self.result
-        return (None, *self.inner.propagate(R))
 
 
 def stored(value: Any, tensors: list[Tensor]) -> Any:

@@ -7,15 +7,18 @@ claimed here is tried on the samples of PyTorch's own operator database and on r
 ============== ====================================================================================================
 claim          what holds for the function ``f`` of the activations among its arguments (numbers stay as they are)
 ============== ====================================================================================================
+elementwise    every value of the result comes from one value of the first activation
 homogeneous    ``f(t·a) − f(0) = t · (f(a) − f(0))`` for t > 0: by Euler's identity f(a) − f(0) is gradient × input
 zero_to_zero   ``f(0) = 0``
 never_negative ``f(a) ≥ 0`` wherever it is defined
 keeps_sign     ``f(a) ≥ 0`` where all tensors that it reads are ≥ 0
 average        the weights of a sum are the same, or add up to one, for every output
+pooling        it runs over windows of an image, a series or a volume
 from_output    whether a value was let through can be told from the output (so that the input need not be kept)
 rectifier      it is ``max(a, 0)``, or that with a bound above
 maximum        the largest value of each window, group or axis is let through
 matrix_product ``a @ b`` of its first two arguments
+several        it returns more than one tensor
 views          the results are several views of one tensor
 random         it draws random numbers
 ============== ====================================================================================================
@@ -53,15 +56,18 @@ class Facts:
     """What one torch function does; the columns are explained at the top of this file."""
 
     kind: str | Callable[[Call], str]
+    elementwise: Claim = False
     homogeneous: Claim = False
     zero_to_zero: Claim = False
     never_negative: Claim = False
     keeps_sign: Claim = False
     average: Claim = False
+    pooling: Claim = False
     from_output: Claim = False
     rectifier: Claim = False
     maximum: Claim = False
     matrix_product: Claim = False
+    several: Claim = False
     views: Claim = False
     random: Claim = False
     gate: int | Callable[[Call], int] = PLAIN
@@ -260,20 +266,21 @@ MOVES = "homogeneous zero_to_zero keeps_sign"
 
 # ------------------------------------------------------------------------------------------------ activations
 
-rows("activation", "relu", "homogeneous zero_to_zero never_negative from_output rectifier")
-rows("activation", "relu6", "zero_to_zero never_negative from_output rectifier")
-rows("activation", "leaky_relu prelu", "homogeneous zero_to_zero keeps_sign")
+rows("activation", "relu", "elementwise homogeneous zero_to_zero never_negative from_output rectifier")
+rows("activation", "relu6", "elementwise zero_to_zero never_negative from_output rectifier")
+rows("activation", "leaky_relu prelu", "elementwise homogeneous zero_to_zero keeps_sign")
 rows(
     lambda call: "random slopes" if random_slopes(call) else "activation",
     "rrelu",
-    "homogeneous zero_to_zero keeps_sign",
+    "elementwise homogeneous zero_to_zero keeps_sign",
     random=random_slopes,
 )
-rows("activation", "elu selu celu gelu silu mish hardswish softsign tanhshrink", "zero_to_zero keeps_sign")
-rows("activation", "softshrink hardshrink", "zero_to_zero keeps_sign")
+rows("activation", "elu selu celu gelu silu mish hardswish softsign tanhshrink", "elementwise zero_to_zero keeps_sign")
+rows("activation", "softshrink hardshrink", "elementwise zero_to_zero keeps_sign")
 rows(
     "activation",
     "clamp clip hardtanh clamp_max",
+    "elementwise",
     zero_to_zero=zero_within_bounds,
     never_negative=bounded_below_by_zero,
     keeps_sign=bounded_above_by_a_positive_number,
@@ -283,7 +290,7 @@ rows(
 rows(
     "activation",
     "clamp_min",
-    "keeps_sign",
+    "elementwise keeps_sign",
     zero_to_zero=zero_within_bounds,
     never_negative=bounded_below_by_zero,
     rectifier=cuts_at_zero,
@@ -292,28 +299,36 @@ rows(
 rows(
     "activation",
     "threshold",
+    "elementwise",
     zero_to_zero=lambda call: threshold(call)[1] == 0 or threshold(call)[0] < 0,
     never_negative=lambda call: min(threshold(call)) >= 0,
     keeps_sign=lambda call: threshold(call)[1] >= 0,
     rectifier=lambda call: threshold(call) == (0, 0),
 )
-rows("activation", "sigmoid expit hardsigmoid exp exp2", "never_negative", gate=GATE)
-rows("activation", "rsqrt", "never_negative", gate=GATE)
-rows("activation", "reciprocal", "keeps_sign", gate=GATE)
-rows("activation", "tanh erf", "zero_to_zero keeps_sign", gate=BOUNDED)
-rows("activation", "erfc", "never_negative", gate=BOUNDED)
-rows("activation", "softplus cosh acosh acos", "never_negative")
-rows("activation", "square", "zero_to_zero never_negative", gate=AS_INPUT)
-rows(of_complex_numbers("activation"), "abs absolute", "homogeneous zero_to_zero never_negative", gate=AS_INPUT)
-rows("activation", "sqrt", "zero_to_zero never_negative", gate=AS_INPUT)
-rows(of_complex_numbers("activation"), "neg negative", "homogeneous zero_to_zero", gate=AS_INPUT)
-rows("activation", "deg2rad rad2deg", "homogeneous zero_to_zero keeps_sign")
-rows("activation", "expm1 log1p sinh asinh atan arctan asin atanh erfinv frac", "zero_to_zero keeps_sign")
-rows("activation", "sin tan", "zero_to_zero")
-rows("activation", "log log2 log10 logit logsigmoid log_sigmoid cos sinc")
+rows("activation", "sigmoid expit hardsigmoid exp exp2", "elementwise never_negative", gate=GATE)
+rows("activation", "rsqrt", "elementwise never_negative", gate=GATE)
+rows("activation", "reciprocal", "elementwise keeps_sign", gate=GATE)
+rows("activation", "tanh erf", "elementwise zero_to_zero keeps_sign", gate=BOUNDED)
+rows("activation", "erfc", "elementwise never_negative", gate=BOUNDED)
+rows("activation", "softplus cosh acosh acos", "elementwise never_negative")
+rows("activation", "square", "elementwise zero_to_zero never_negative", gate=AS_INPUT)
+rows(
+    of_complex_numbers("activation"),
+    "abs absolute",
+    "elementwise homogeneous zero_to_zero never_negative",
+    gate=AS_INPUT,
+)
+rows("activation", "sqrt", "elementwise zero_to_zero never_negative", gate=AS_INPUT)
+rows(of_complex_numbers("activation"), "neg negative", "elementwise homogeneous zero_to_zero", gate=AS_INPUT)
+rows("activation", "deg2rad rad2deg", "elementwise homogeneous zero_to_zero keeps_sign")
+rows("activation", "expm1 log1p sinh asinh atan arctan asin atanh erfinv frac", "elementwise zero_to_zero keeps_sign")
+rows("activation", "sin tan", "elementwise zero_to_zero")
+rows("activation", "logsigmoid log_sigmoid", "elementwise", gate=GATE)
+rows("activation", "log log2 log10 logit cos sinc", "elementwise")
 rows(
     "activation",
     "pow float_power __pow__",
+    "elementwise",
     zero_to_zero=positive_power,
     never_negative=lambda call: is_even(exponent(call)),
     keeps_sign=lambda call: exponent(call) is not None,
@@ -324,11 +339,11 @@ rows(
 
 rows("addition", "add __radd__ sub subtract rsub __rsub__", "homogeneous")
 rows("sum", "sum mean cumsum", "homogeneous zero_to_zero keeps_sign average", gate=AS_INPUT)
-rows("sum", "avg_pool1d avg_pool2d avg_pool3d", "homogeneous zero_to_zero keeps_sign average", gate=AS_INPUT)
+rows("sum", "avg_pool1d avg_pool2d avg_pool3d", "homogeneous zero_to_zero keeps_sign average pooling", gate=AS_INPUT)
 rows(
     "sum",
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
-    "homogeneous zero_to_zero keeps_sign average",
+    "homogeneous zero_to_zero keeps_sign average pooling",
     gate=AS_INPUT,
 )
 rows(
@@ -426,8 +441,9 @@ rows("recurrent layers", "lstm gru rnn_tanh rnn_relu")
 rows("recurrent cell", "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
 rows(
     "steps",
-    "addcdiv cosine_similarity pairwise_distance cdist linalg_multi_dot var std var_mean std_mean",
+    "addcdiv cosine_similarity pairwise_distance cdist linalg_multi_dot var std",
 )
+rows("steps", "var_mean std_mean", "several")
 #: Written in Python: their own code runs, with interception inside.
 rows(
     "opened",
@@ -489,8 +505,9 @@ rows("routing", "max_pool3d_with_indices amax", MOVES, **WINS)
 rows(
     "routing",
     "fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices",
-    MOVES + " random",
+    MOVES,
     gate=AS_INPUT,
+    random=lambda call: call.kwargs.get("_random_samples") is None,
 )
 rows("routing", "max_unpool1d max_unpool2d max_unpool3d", MOVES, gate=AS_INPUT)
 rows("routing", "max min amin aminmax topk sort msort kthvalue median nanmedian mode", MOVES, gate=AS_INPUT)

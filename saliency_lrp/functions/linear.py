@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..rules import Part, Rule
 from ..rules.arithmetic import sum_of_parts, working
-from .call import Call, tag_of
+from .call import Call, Tag, tag_of
 from .registry import KINDS, kind
 from .site import Site, any_complex, as_reals
 
@@ -113,6 +113,10 @@ class LinearSite(Site):
         """Whether the output is that of a half-precision call: too coarse for differences to be taken of it."""
         return self.result is not None and working(self.result) is not self.result
 
+    def runs_natively(self, tag: Tag | None) -> bool:
+        """Whether the call itself hands coefficients on as LRP-0 does; if folded, with the layer before it."""
+        return self.batch_norm is None or (tag is not None and tag.site is not None and tag.site.native)
+
     @property
     def has_bias(self) -> bool:
         """Whether there is a bias, of its own or by a folded batch norm."""
@@ -161,7 +165,7 @@ class LinearSite(Site):
     def collect_parameters(self, part: Part, c: Tensor) -> None:
         """Note the share of every weight in the messages, and what the bias absorbed, of one part of a rule."""
         scaled = c if part.scale is None else c * part.scale
-        for a, w in part.terms:
+        for a, w, _ in part.terms:
             with torch.enable_grad():
                 leaf = w.detach().requires_grad_(True)
                 z = self.forward(self.ones_like_input().expand_as(self.input) if a is None else a, leaf)
@@ -454,6 +458,9 @@ class Diagonal(LinearSite):
         """The batch norm itself, for rules that look at its constants."""
         return self.own
 
+    def runs_natively(self, tag: Tag | None) -> bool:
+        return True
+
     @batch_norm.setter
     def batch_norm(self, value: Affine | None) -> None:
         pass
@@ -478,7 +485,7 @@ class Diagonal(LinearSite):
         alone = object.__new__(cls)
         alone.__dict__.update(site.__dict__)
         alone.own, alone.own_weight, alone.own_bias = affine, affine.scale, affine.merged_bias(None)
-        alone.saved, alone.maker, alone.result = [site.batch_norm_input()], None, site.output
+        alone.saved, alone.maker, alone.result = [site.batch_norm_input()], None, site.uncut()
         alone.nonnegative = alone.cut = alone.thin = False
         return alone
 
@@ -655,6 +662,7 @@ def folded(before: LinearSite, affine: Affine) -> LinearSite:
     site = object.__new__(type(before))
     site.__dict__.update(before.__dict__)
     site.superseded = False  # where another batch norm was folded into it before
+    site.native = False
     site.batch_norm = affine
     site.saved, site.result = [], None
     before.result = None  # computed again in the unlikely case that somebody else reads it

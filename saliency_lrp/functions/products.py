@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class ScaleSite(Site):
     """``x · constant``: relevance passes unchanged; where the constant is 0 nothing passes."""
 
     kind = "scale"
+    is_preprocessing = True
     keeps_zero = True
     keeps_inputs = False
     keeps_output = False
@@ -44,11 +45,17 @@ class ProductSite(Site):
 
     kind = "product"
 
+    #: whether the second factor divides the first
+    divides = False
+
     def __init__(self, call: Call, gates: frozenset[int]) -> None:
         super().__init__(call)
         self.gates = gates
         if gates:
             self.kind = "gate"  # type: ignore[misc]
+
+    def multiplies(self, shares: Sequence[float]) -> bool:
+        return not self.divides or not shares[1]
 
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         """Each factor's share of the relevance."""
@@ -67,6 +74,9 @@ class MatmulSite(Site):
         super().__init__(call)
         self.gates = gates
         self.is_matrix_product = call.says("matrix_product")
+
+    def multiplies(self, shares: Sequence[float]) -> bool:
+        return True
 
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         """Each factor's share, divided among the summands of each output in proportion."""
@@ -130,6 +140,7 @@ def quotient(call: Call) -> Any:
         # the divisor is a statistic of the input: a constant for relevance
         tag = tag_of(x)
         site = ProductSite(call, frozenset({1}))
+        site.divides = True
         return call.node(site, [x, y], gate=tag.gate if tag is not None else PLAIN)
     if call.is_activation(x):
         return scale(call, x, y, divides=True)

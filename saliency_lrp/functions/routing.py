@@ -31,14 +31,16 @@ def routing_one_by_one(call: Call) -> Any:
     for operand, result in zip(iter_tensors(call.args, call.kwargs), out, strict=True):
         tag = tag_of(operand)
         if call.is_activation(operand) and tag is not None and not call.is_activation(result):
-            call.interceptor.tag(result, Tag(call.interceptor.token, None, tag.gate, tag.nonnegative, tag.depth))
+            made = Tag(call.interceptor.token, None, tag.gate, tag.nonnegative, tag.depth)
+            made.final = tag.final
+            call.interceptor.tag(result, made)
     return out
 
 
 @kind("soft maximum")
 def soft_maximum(call: Call) -> Any:
     """A soft winner takes all: its gradient is a softmax, which sums to one."""
-    call.interceptor.opaque = True
+    call.interceptor.send_to_zeros(call.name)
     return routing(call)
 
 

@@ -119,6 +119,15 @@ class Site:
     rectifies: bool = False
     #: Whether the function maps 0 to 0.
     keeps_zero: bool = False
+    #: Whether it only scales and shifts by constants, as preprocessing does.
+    is_preprocessing: bool = False
+    #: In the coefficient form: whether the call ran as it is; what a softmax read, until its result is read.
+    native: bool = False
+    before: Tensor | None = None
+    #: whether relevance that passes it would reach zeros
+    gives_zeros: bool = False
+    #: What the table of facts says of the function, as far as composites select sites by it.
+    claims: frozenset[str] = frozenset()
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
     takes_several: bool = False
 
@@ -205,6 +214,10 @@ class Site:
 
     def finds_input(self, tags: list[Any]) -> bool:
         """Whether the input, whose tag is given, need not be kept because its maker can compute it again."""
+        return False
+
+    def multiplies(self, shares: Sequence[float]) -> bool:
+        """Whether each factor with a share has output / factor for its derivative."""
         return False
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:

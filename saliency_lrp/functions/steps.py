@@ -196,26 +196,26 @@ class ProductOfMany(Site):
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
-        self.dim, self.index = call.arg(1, "dim"), call.arg(2, "index")
+        self.dim, self.places = call.arg(1, "dim"), call.arg(2, "index")
         target = call.arg(0, "input")
         values = call.arg(3, "source" if call.name == "index_reduce" else "src")
         self.shape = target.shape
         self.whole_slices = call.name == "index_reduce"
-        counted = values.shape if self.whole_slices else self.index.shape
+        counted = values.shape if self.whole_slices else self.places.shape
         multiplied = self.added(torch.ones(counted, device=target.device))
         includes_self = call.name == "scatter" or call.arg(5, "include_self", True)
         #: where the value that was there is a factor
-        self.kept = torch.ones_like(multiplied) if includes_self else (multiplied == 0).to(multiplied.dtype)
+        self.stays = torch.ones_like(multiplied) if includes_self else (multiplied == 0).to(multiplied.dtype)
         #: for each activation: whether it is the target, whether it is the values that are multiplied in, its shape
         self.roles = [(a is target, a is values, a.shape) for a in call.activations]
         self.factors = torch.zeros_like(multiplied)
         for is_target, is_values, _ in self.roles:
-            self.factors += self.kept * is_target + multiplied * is_values
+            self.factors += self.stays * is_target + multiplied * is_values
 
     def added(self, values: Tensor) -> Tensor:
         """Values summed into the places that they belong to."""
         zeros = values.new_zeros(self.shape)
-        return (zeros.index_add if self.whole_slices else zeros.scatter_add)(self.dim, self.index, values)
+        return (zeros.index_add if self.whole_slices else zeros.scatter_add)(self.dim, self.places, values)
 
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         share = R / self.factors.clamp(min=1)
@@ -223,11 +223,11 @@ class ProductOfMany(Site):
 
     def share_of(self, share: Tensor, is_target: bool, is_values: bool, shape: tuple[int, ...]) -> Tensor:
         """What one activation gets, in all its roles."""
-        R = share * self.kept if is_target else share.new_zeros(shape)
+        R = share * self.stays if is_target else share.new_zeros(shape)
         if is_values and self.whole_slices:
-            R = R + share.index_select(self.dim, self.index)
+            R = R + share.index_select(self.dim, self.places)
         elif is_values:
-            R[tuple(slice(0, n) for n in self.index.shape)] += share.gather(self.dim, self.index)
+            R[tuple(slice(0, n) for n in self.places.shape)] += share.gather(self.dim, self.places)
         return R
 
 

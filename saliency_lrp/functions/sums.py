@@ -41,8 +41,8 @@ class AddSite(SumSite):
 
     @property
     def output(self) -> Tensor:
-        if self.rectified and self.result is not None:
-            return self.result  # the ReLU's output, which others keep as well
+        if self.result is not None and (self.rectified or not self.cut):
+            return self.result  # a ReLU's output, say, which others keep as well
         return self.computed_output()
 
     def computed_output(self) -> Tensor:
@@ -72,6 +72,8 @@ class AddSite(SumSite):
 class ShiftSite(SumSite):
     """``x + constant``: the constant acts as a bias."""
 
+    is_preprocessing = True
+
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return (c.sum_to_size(self.saved[0].shape),)
 
@@ -84,13 +86,13 @@ class CompleteSum(SumSite):
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
-        self.is_average = call.says("average")
+        self.claims = frozenset(claim for claim in ("average", "pooling") if call.says(claim))
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(None if g is None else working(g) for g in self.gradient(c))
 
     def spread(self, amount: Tensor) -> tuple[Tensor, ...] | None:
-        if not self.is_average:
+        if "average" not in self.claims:
             return None
         with torch.no_grad():
             fan_in = working(self.call([torch.ones_like(a) for a in self.inputs]))

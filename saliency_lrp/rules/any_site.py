@@ -48,9 +48,8 @@ class Norm(Rule):
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         z, sign = denominators(site, self.relative)
         c = divide(R, z, self.epsilon, measured_over(site, self.relative), sign)
-        spread = self.taken(site, c) if (site.account or self.bias == "distribute") and not c.is_complex() else None
-        # real tensors: conj() is a no-op; complex ones carry c·z, whose real part is the relevance
-        grads = site.vjp(c.conj() if c.is_complex() else c)
+        spread = self.taken(site, c) if site.account or self.bias == "distribute" else None
+        grads = site.vjp(c)
         messages = tuple(
             None if g is None else message(working(a), g, last=g is c and not any(g is h for h in grads[k + 1 :]))
             for k, (a, g) in enumerate(zip(site.inputs, grads, strict=True))

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
+GUARD = 1e-12
+
 #: Axes over which a relative stabiliser measures outputs; None where it is absolute, () for each output by itself.
 Axes = tuple[int, ...] | None
 
@@ -26,7 +29,7 @@ def stabilizer_width(z: Tensor, epsilon: float, axes: Axes = None) -> float | Te
 
 
 def stabilize(z: Tensor, epsilon: float, axes: Axes = None) -> Tensor:
-    """s(z) = z + ε·sgn(z), sgn(0) = +1; for complex z the sign is z / |z|.
+    """s(z) = z + ε·sgn(z), sgn(0) = +1.
 
     Parameters
     ----------
@@ -38,8 +41,6 @@ def stabilize(z: Tensor, epsilon: float, axes: Axes = None) -> Tensor:
         Makes ``epsilon`` relative (scale-free, Montavon et al. 2019 section 10.2): the axes that rms(z) runs over.
     """
     width = stabilizer_width(z, epsilon, axes)
-    if z.is_complex():
-        return z + width * torch.where(z == 0, torch.ones_like(z), torch.sgn(z))
     if not isinstance(width, Tensor):
         width = torch.full((), width, dtype=z.dtype, device=z.device)
     return torch.copysign(width, z).add_(z)
@@ -109,8 +110,6 @@ def where_positive(R: Tensor, z: Tensor) -> Tensor:
 
 def message(a: Tensor, g: Tensor, last: bool = False) -> Tensor:
     """a · g, in the memory of g where this is the last use of it."""
-    if g.is_complex():
-        return a * g.conj()
     return g.mul_(a) if last else a * g
 
 

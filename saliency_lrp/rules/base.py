@@ -53,6 +53,13 @@ class Rule:
         """Relevance of each input of ``site``, given the relevance ``R`` of its output."""
         raise NotImplementedError
 
+    def coefficient(self, site: Any, c: Tensor) -> tuple[Tensor | None, ...] | None:
+        """Coefficients of the inputs from that of the output (relevance is activation times coefficient).
+
+        None where the way is through :meth:`relevance`: ``R = c · output``, and then ``R_in / input``.
+        """
+        return None
+
     def applies_to(self, site: Any) -> bool:
         """Whether the rule is defined for this kind of site."""
         return site.kind in self.kinds

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,18 +25,30 @@ from .arithmetic import (
 from .base import BiasMode, Rule
 
 
+class Term(NamedTuple):
+    """Contributions of one input by one weight.
+
+    ``input`` None stands for ones. ``side`` says what of the site's input it is: all (0), its positive part (1), its
+    negative part (-1), or something else (None).
+    """
+
+    input: Tensor | None
+    weight: Tensor
+    side: int | None = None
+
+
 @dataclass(slots=True)
 class Part:
     """One share of a linear rule: contributions Σ a·w over ``terms`` that divide ``share``·R among them.
 
-    ``terms`` are (input, weight) pairs; input ``None`` stands for ones. ``scale`` multiplies the outputs of them all.
+    ``scale`` multiplies the outputs of all terms.
     ``total`` is the denominator where it is already known; otherwise it is the sum of the contributions and the bias.
     ``sign`` says that it is never negative (1) or positive (-1), ``spent`` that it is a tensor of the part's own.
     ``only``: outputs where this is not positive take no part. ``stacked``: how many terms were joined to one, channels
     beside channels.
     """
 
-    terms: list[tuple[Tensor | None, Tensor]]
+    terms: list[Term]
     bias: Tensor | None = None
     scale: Tensor | None = None
     total: Tensor | None = None
@@ -48,9 +61,9 @@ class Part:
     def stack(self, site: Any) -> None:
         """Make one term of all where the site's input has so few channels that a call costs as much for several."""
         if len(self.terms) > 1 and site.thin:
-            inputs, weights = zip(*self.terms, strict=True)
+            inputs, weights, _ = zip(*self.terms, strict=True)
             self.stacked = len(self.terms)
-            self.terms = [(torch.cat(inputs, site.channel_axis), torch.cat(weights, 1))]
+            self.terms = [Term(torch.cat(inputs, site.channel_axis), torch.cat(weights, 1))]
 
 
 class LinearRule(Rule, abstract=True):
@@ -87,7 +100,7 @@ class LinearRule(Rule, abstract=True):
             if site.collects:
                 site.collect_parameters(part, c)
             scaled = c if part.scale is None else c * part.scale
-            for a, w in part.terms:
+            for a, w, _ in part.terms:
                 message = site.transpose(scaled, w)
                 if a is not None:
                     message = message.mul_(a)
@@ -99,6 +112,28 @@ class LinearRule(Rule, abstract=True):
                 if self.bias == "distribute":
                     total = total + site.spread(absorbed)
         return (torch.zeros_like(working(site.input)) if total is None else total,)
+
+    def coefficient(self, site: Any, c: Tensor) -> tuple[Tensor | None, ...] | None:
+        """The messages without their factor, the input: each term's counts where the input has the term's sign."""
+        if self.accounts_for(site) or site.thin:
+            return None
+        R = c * site.output
+        sums: dict[int, Tensor] = {}
+        for part in self.parts(site):
+            if any(term.side is None for term in part.terms):
+                return None
+            share = R if part.only is None else where_positive(R, part.only)
+            spent = part.spent or part.total is None
+            denominator = contributions(site, part) if part.total is None else part.total
+            q = divide(share, denominator, self.epsilon, measured_over(site, self.relative), part.sign, spent)
+            if isinstance(part.share, Tensor) or part.share != 1.0:
+                q = q.mul_(part.share)
+            if part.scale is not None:
+                q = q * part.scale
+            for _, w, side in part.terms:
+                g = site.transpose(q, w)
+                sums[side] = sums[side].add_(g) if side in sums else g
+        return (by_sign(site.input, sums.get(0), sums.get(1), sums.get(-1)),)
 
     def accounts_for(self, site: Any) -> bool:
         """Whether it matters what bias and stabiliser take."""
@@ -144,7 +179,7 @@ def contributions(site: Any, part: Part) -> Tensor:
     """Σ a·w over the terms of ``part``, plus its bias: a fresh tensor."""
     part.stack(site)
     total: Tensor | None = None
-    for a, w in part.terms:
+    for a, w, _ in part.terms:
         z = site.forward(site.ones_like_input() if a is None else a, w)
         total = z if total is None else total.add_(z)
     assert total is not None
@@ -155,12 +190,22 @@ def contributions(site: Any, part: Part) -> Tensor:
 
 def split_terms(
     site: Any, w: Tensor, same: Callable[[Tensor], Tensor], opposite: Callable[[Tensor], Tensor]
-) -> list[tuple[Tensor | None, Tensor]]:
-    """The pairs (a⁺, ``same(w)``), (a⁻, ``opposite(w)``); one pair where the input is known to be non-negative."""
+) -> list[Term]:
+    """The terms (a⁺, ``same(w)``), (a⁻, ``opposite(w)``); one where the input is known to be non-negative."""
     a = site.input
     if site.nonnegative:
-        return [(a, same(w))]
-    return [(positive(a), same(w)), (negative(a), opposite(w))]
+        return [Term(a, same(w), 0)]
+    return [Term(positive(a), same(w), 1), Term(negative(a), opposite(w), -1)]
+
+
+def by_sign(x: Tensor, everywhere: Tensor | None, above: Tensor | None, below: Tensor | None) -> Tensor:
+    """``everywhere``, plus ``above`` where x > 0 and ``below`` where x < 0."""
+    found = [] if everywhere is None else [everywhere]
+    if above is not None:
+        found.append(where_positive(above, x))
+    if below is not None:
+        found.append(where_positive(below, -x))
+    return functools.reduce(Tensor.add_, found)
 
 
 def favoured(gamma: float, sign: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -213,11 +258,11 @@ class Epsilon(LinearRule):
     def parts(self, site: Any) -> Iterator[Part]:
         w, scale = site.factored(of_any_sign=True)
         if self.bias == "zero" and site.has_bias:
-            yield Part([(site.input, w)], None, scale)
+            yield Part([Term(site.input, w, 0)], None, scale)
         else:
             bias = site.bias if site.collects or self.accounts_for(site) else None  # else it is just part of the output
             z, sign = denominators(site, self.relative)
-            yield Part([(site.input, w)], bias, scale, z, sign=sign)
+            yield Part([Term(site.input, w, 0)], bias, scale, z, sign=sign)
 
 
 class ZeroRule(Epsilon):
@@ -240,7 +285,7 @@ class Gamma(LinearRule):
 
     def parts(self, site: Any) -> Iterator[Part]:
         w, scale = site.factored()
-        yield Part([(site.input, favoured(self.gamma, positive)(w))], self.bias_of(site), scale)
+        yield Part([Term(site.input, favoured(self.gamma, positive)(w), 0)], self.bias_of(site), scale)
 
 
 class GeneralizedGamma(LinearRule):
@@ -350,14 +395,14 @@ class AlphaBetaX(LinearRule):
         a, w, b = site.input, site.weight, self.bias_of(site)
         up, down = (None, None) if b is None else (positive(b), negative(b))
         combinations = (
-            (self.alpha[0], positive(a), positive(w), up),
-            (self.alpha[1], negative(a), negative(w), up),
-            (-self.beta[0], positive(a), negative(w), down),
-            (-self.beta[1], negative(a), positive(w), down),
+            (self.alpha[0], Term(positive(a), positive(w), 1), up),
+            (self.alpha[1], Term(negative(a), negative(w), -1), up),
+            (-self.beta[0], Term(positive(a), negative(w), 1), down),
+            (-self.beta[1], Term(negative(a), positive(w), -1), down),
         )
-        for share, part_of_a, part_of_w, part_of_b in combinations:
+        for share, term, part_of_b in combinations:
             if share:
-                yield Part([(part_of_a, part_of_w)], part_of_b, share=share)
+                yield Part([term], part_of_b, share=share)
 
 
 class WSquare(LinearRule):
@@ -372,7 +417,7 @@ class WSquare(LinearRule):
 
     def parts(self, site: Any) -> Iterator[Part]:
         b = self.bias_of(site)
-        yield Part([(None, site.weight**2)], None if b is None else b**2)
+        yield Part([Term(None, site.weight**2)], None if b is None else b**2)
 
 
 class Flat(LinearRule):
@@ -382,7 +427,7 @@ class Flat(LinearRule):
         super().__init__(epsilon, "zero")
 
     def parts(self, site: Any) -> Iterator[Part]:
-        yield Part([(None, torch.ones_like(site.weight))])
+        yield Part([Term(None, torch.ones_like(site.weight))])
 
 
 class ZBox(LinearRule):
@@ -405,7 +450,7 @@ class ZBox(LinearRule):
     def parts(self, site: Any) -> Iterator[Part]:
         a, (w, scale) = site.input, site.factored()
         low, high = (self.bound(v, a) for v in (self.low, self.high))
-        yield Part([(a, w), (low, -positive(w)), (high, -negative(w))], None, scale)
+        yield Part([Term(a, w, 0), Term(low, -positive(w)), Term(high, -negative(w))], None, scale)
 
     @staticmethod
     def bound(value: float | Tensor, a: Tensor) -> Tensor:
@@ -441,7 +486,7 @@ class Power(LinearRule):
     def parts(self, site: Any) -> Iterator[Part]:
         b = self.bias_of(site)
         part = Part(
-            [(self.power(site.input, "input"), self.power(site.weight, "weight"))],
+            [Term(self.power(site.input, "input"), self.power(site.weight, "weight"), 0 if self.p == 1 else None)],
             None if b is None else self.power(b, "bias"),
         )
         part.total = contributions(site, part)

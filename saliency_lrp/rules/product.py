@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -72,6 +72,8 @@ class AttentionRule(Rule, abstract=True):
     """Rules on a fused scaled dot-product attention, whose weights are recomputed in the backward pass."""
 
     kinds = frozenset({"attention"})
+    #: what query, key and value get of the relevance
+    shares: ClassVar[tuple[float, float, float]]
 
     def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
@@ -80,12 +82,16 @@ class AttentionRule(Rule, abstract=True):
 class AttentionAttnLRP(AttentionRule):
     """AttnLRP (Achtibat et al. 2024): uniform at A·V and at Q·Kᵀ, deep Taylor at the softmax."""
 
+    shares = (0.25, 0.25, 0.5)
+
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return site.through(Uniform(self.epsilon), SoftmaxTaylor(), R)
 
 
 class AttentionCPLRP(AttentionRule):
     """CP-LRP (Ali et al. 2022): the attention weights are a gate, the values take all."""
+
+    shares = (0.0, 0.0, 1.0)
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return site.through(SignalTakesAll(self.epsilon), Stop(), R)
