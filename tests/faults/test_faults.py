@@ -12,7 +12,6 @@ if sys.platform != "linux":
 
 from tests.faults import suite  # noqa: E402
 
-
 #: Kills of jobs and several processes on one store are in test_dataset.py and test_dataset_jobs.py.
 IN_ONE_PROCESS = ("interrupts", "growth", "threads", "memory", "disk")
 
