@@ -278,6 +278,9 @@ class Step:
         self.gates: frozenset[int] = frozenset()
         self.batch_norm, self.keeps_zero = None, True
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Site, name)  # what any site says of itself
+
     def describe(self) -> str:
         return f"a step of {self.path!r}"
 
