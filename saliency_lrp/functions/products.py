@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import divide, working
-from .attention import matrix_shares
 from .call import GATE, PLAIN, Call, stored, tag_of
 from .linear import Dense, GenericLinear, linear_node
 from .registry import KINDS, kind
@@ -87,6 +86,17 @@ class MatmulSite(Site):
             working(a) * g * share if share and g is not None else None
             for a, g, share in zip(self.inputs, self.gradient(c), shares, strict=True)
         )
+
+
+def matrix_shares(a: Tensor, b: Tensor, c: Tensor, shares: list[float]) -> tuple[Tensor | None, Tensor | None]:
+    """``share · a · (c bᵀ)`` and ``share · b · (aᵀ c)``: what ``c`` = R / (a @ b) gives the factors of a product.
+
+    Batch axes that a factor was broadcast along are summed; None where the share is 0.
+    """
+    left, right = shares
+    R_a = (torch.matmul(c, b.mT) * left).sum_to_size(a.shape).mul_(a) if left else None
+    R_b = (torch.matmul(a.mT, c) * right).sum_to_size(b.shape).mul_(b) if right else None
+    return R_a, R_b
 
 
 def gates_of(x: Tensor, y: Tensor) -> frozenset[int]:
