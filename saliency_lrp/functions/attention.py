@@ -27,7 +27,6 @@ class AttentionSite(Site):
 
     kind = "attention"
     takes_several = True
-    reruns = False
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)

@@ -131,12 +131,9 @@ def scale(call: Call, active: Tensor, factor: Any, divides: bool = False) -> Any
     tag = tag_of(active)
     # a tensor's sign is not looked at: that would wait for the device
     keeps = tag is not None and tag.nonnegative and isinstance(factor, int | float) and factor >= 0
-    return call.node(
-        ScaleSite(call, active, factor, divides),
-        [active],
-        gate=tag.gate if tag is not None else PLAIN,
-        nonnegative=keeps,
-    )
+    gate = tag.gate if tag is not None else PLAIN
+    out = call.as_is("scale", [active], gate, keeps)
+    return call.node(ScaleSite(call, active, factor, divides), [active], gate, keeps) if out is None else out
 
 
 @kind("quotient")
