@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+
+from .errors import InputError
 
 
 def compare(model: Any, image: Any, **options: Any) -> Any:
@@ -22,10 +27,10 @@ class SaliencyMagics(Magics):
 
     @magic_arguments()
     @argument("model", help="Python expression of the model; quote it if it has spaces")
-    @argument("image", nargs="?", help="Python expression of the image, or a path in quotes; left out in a cell")
+    @argument("image", nargs="?", help="Python expression of the image, or the path of a file; left out in a cell")
     @argument("--methods", "-m", nargs="+", help="methods to compare")
     @argument("--label", "-l", type=int, help="class to explain; default: the one with the highest score")
-    @argument("--rule", "-r", dest="composite", help="LRP composite")
+    @argument("--composite", "--rule", "-r", dest="composite", help="LRP composite")
     @argument("--layer", help="a layer to show beside the methods")
     @argument("--cmap", help="diverging colour map")
     @argument("--sign", choices=("both", "positive", "negative"))
@@ -50,9 +55,10 @@ class SaliencyMagics(Magics):
                 f"%%saliency takes its images from the cell, one a line; {image!r} is one too many. "
                 "Write methods after --methods."
             )
-        if cell is None:
-            return compare(self._value(model), self._value(image), **options)
-        return self._compare_lines(model, cell, options)
+        with _in_one_line():
+            if cell is None:
+                return compare(self._value(model), self._value(image), **options)
+            return self._compare_lines(model, cell, options)
 
     def _compare_lines(self, model: str, cell: str, options: dict[str, Any]) -> None:
         from IPython.display import display
@@ -65,17 +71,25 @@ class SaliencyMagics(Magics):
             display(compare(self._value(model), self._value(line), **options))
 
     def _value(self, expression: str) -> Any:
+        """What a word of the line means: a file's path as it is, anything else as an expression."""
         text = expression.strip()
-        # IPython's argument splitting keeps quotes: one pair is the shell's, a path keeps its own
-        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and not self._is_path(text[1:-1]):
-            text = text[1:-1]
-        return self.shell.ev(text)
+        # IPython's argument splitting keeps quotes
+        bare = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+        if os.path.exists(bare) and bare not in self.shell.user_ns:
+            return bare
+        try:
+            return self.shell.ev(bare)
+        except (NameError, SyntaxError) as error:
+            raise UsageError(f"{bare!r} is neither a variable nor an expression nor a file here ({error})") from None
 
-    @staticmethod
-    def _is_path(text: str) -> bool:
-        import os
 
-        return os.path.exists(text)
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """An error that quotes what was typed needs no traceback."""
+    try:
+        yield
+    except InputError as error:
+        raise UsageError(str(error)) from error
 
 
 def register_magics(ipython: Any) -> None:

@@ -94,14 +94,27 @@ def _attach(module: ModuleType) -> None:
         setattr(module, attribute, value)
 
 
+def _running_shell() -> Any:
+    """The IPython shell that this runs in; None elsewhere, where IPython is not even imported."""
+    ipython = sys.modules.get("IPython")
+    return None if ipython is None or not hasattr(ipython, "get_ipython") else ipython.get_ipython()
+
+
 def register() -> None:
-    """Attach to TensorWatch, now or whenever it is imported. Calling it again changes nothing."""
+    """Attach to TensorWatch, now or whenever it is imported; in IPython, bring ``%saliency``.
+
+    Calling it again changes nothing.
+    """
     import wrapt
 
     global _active
     if _active:
         return
     _active = True
+    if _running_shell() is not None:
+        from .magics import register_magics
+
+        register_magics(_running_shell())
     for name in (TENSORWATCH, TENSORWATCH_SALIENCY):
         if name in sys.modules or name not in _waiting:
             _waiting.add(name)

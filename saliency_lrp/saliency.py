@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,23 @@ from .explainers import registry
 from .explainers.plan import Plan, plan_methods
 from .explainers.registry import DEFAULT_METHODS
 from .model.as_found import as_found
-from .question import Question, ask
+from .model.card import read_card
+from .model.devices import on_device
+from .model.unwrapped import unwrapped
+from .question import Question, ask, find_device
 from .results import ImageSaliencyResult, SaliencyResults
 
 
 def get_saliency(
     model: nn.Module,
     raw_input: Any,
-    input: Tensor | None = None,
+    input: Any = None,
     label: Any = None,
     device: torch.device | str | None = None,
     method: str = "lrp",
     layer_path: str | Sequence[str] | None = None,
     **options: Any,
-) -> np.ndarray:
+) -> Any:
     """Where in the image a model sees a class.
 
     Both positional orders of TensorWatch are understood: ``(model, raw_input, input, label, method,
@@ -41,10 +44,12 @@ def get_saliency(
         Left exactly as it was: mode, gradients, hooks, device.
     raw_input : PIL image, numpy.ndarray, path, Tensor or None
         The image: H x W, H x W x 3 or x 4 arrays; C x H x W or 1 x C x H x W tensors.
-    input : Tensor, optional
+    input : Tensor, tuple or dict of Tensor, optional
         What the model takes, (N, C, H, W). Default: made from the image by the model's own
         preprocessing. A tensor given here is taken for a resized copy of the whole image
-        unless ``transform`` or ``geometry`` says more.
+        unless ``transform`` or ``geometry`` says more. Several inputs are a tuple, in the order of
+        the model's arguments, or a dict by their names; the first picture among them is that of
+        the image.
     label : int, Tensor, sequence of int, callable or None
         The class to explain; None for the highest score. A callable takes the model's output and
         returns one number per item, for models whose output is not (N, C).
@@ -56,13 +61,15 @@ def get_saliency(
         Layer for the class activation methods, ``"layer4.1"`` or ``["layer4", "1"]``.
     **options
         Options of the method, and ``transform`` (image to tensor), ``geometry``
-        (:class:`images.Geometry`), ``class_names``, ``seed`` (int, for random methods).
+        (:class:`images.Geometry`), ``class_names``, ``seed`` (int, for random methods),
+        ``constants`` (of several inputs, those that are not explained).
 
     Returns
     -------
-    numpy.ndarray
+    numpy.ndarray, or tuple or dict of those
         (H, W) float32 in [0, 1] on the raw image's pixels: absolute relevance summed over
-        channels, min-max scaled. (N, H, W) for a batch of several.
+        channels, min-max scaled. (N, H, W) for a batch of several. Of several inputs, those that
+        receive relevance, in their order or by their names.
 
     Raises
     ------
@@ -71,6 +78,10 @@ def get_saliency(
     """
     device, method, layer_path = _sort_positions(device, method, layer_path, default="lrp")
     plans = plan_methods([method], layer_path, options)
+    if input is None and isinstance(raw_input, tuple | Mapping):
+        raw_input, input = None, raw_input
+    if isinstance(input, tuple | Mapping):
+        return _maps_of_several(model, raw_input, input, label, device, plans[0], options)
     with ask(model, raw_input, input, label, device, options) as question:
         relevance, _, _ = _explain(question, plans[0])
     return _to_maps(relevance, question.geometry)
@@ -195,6 +206,43 @@ def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
         result.warnings.append("the map is the same everywhere")
     result.warnings += getattr(result.report, "warnings", None) or []
     return result
+
+
+def _maps_of_several(
+    model: nn.Module,
+    raw: Any,
+    inputs: tuple[Any, ...] | Mapping[str, Any],
+    label: Any,
+    device: Any,
+    plan: Plan,
+    options: Mapping[str, Any],
+) -> Any:
+    """Maps of the inputs of a model of several; that of the first picture is placed on the raw image."""
+    model = unwrapped(model)
+    card = read_card(model)
+    where = find_device(device, card)
+
+    def fitting(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return (card.fitting(value) if value.is_floating_point() else value).to(where)
+
+    named = isinstance(inputs, Mapping)
+    values = {k: fitting(v) for k, v in inputs.items()} if named else tuple(fitting(v) for v in inputs)
+    geometry = options.get("geometry")
+    if geometry is None and raw is not None:
+        geometry = images.Geometry.whole(images.load_image(raw).size)
+    with on_device(model, where), as_found(model):
+        explainer = registry.get(plan.method, model, **plan.options)
+        maps = explainer.explain(values, label, constants=options.get("constants", ()))
+    places = iter([geometry])
+
+    def placed(R: Tensor) -> np.ndarray:
+        return _to_maps(R.detach().cpu(), next(places, None) if R.dim() == 4 else None)
+
+    if isinstance(maps, Tensor):
+        return placed(maps)
+    return {k: placed(R) for k, R in maps.items()} if isinstance(maps, dict) else tuple(placed(R) for R in maps)
 
 
 def _to_maps(relevance: Tensor, geometry: images.Geometry | None) -> np.ndarray:

@@ -29,12 +29,12 @@ def run(out: str) -> dataset.DatasetSummary:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 2:
-        write, seconds = dataset.Job._write, float(sys.argv[2])
+        write, seconds = dataset.Store.write_arrays, float(sys.argv[2])
 
-        def slow(self, store, span, rows, found):
-            write(self, store, span, rows, found)
+        def slow(self, span, rows, arrays):
+            write(self, span, rows, arrays)
             print(span.start, flush=True)  # data are there, the flag is not
             time.sleep(seconds)
 
-        dataset.Job._write = slow
+        dataset.Store.write_arrays = slow
     run(sys.argv[1])

@@ -15,20 +15,21 @@ import torch
 from dataset_job import OPTIONS, inputs
 
 from saliency_lrp import dataset, ray_dataset
+from saliency_lrp.dataset import on_ray
 from saliency_lrp.demo import load_demo_model
 
 #: exit status where Ray itself does not get up in the time that it allows
 NO_CLUSTER = 75
 
 
-class Dying(dataset.Job):
-    """A job whose worker is killed in the middle: after data were written and before the flag."""
+class Dying(dataset.Store):
+    """A store whose worker is killed in the middle: after data were written and before the flag."""
 
     marker = ""
     batches_here = 0
 
-    def _write(self, *args):
-        super()._write(*args)
+    def write_arrays(self, *args):
+        super().write_arrays(*args)
         self.batches_here += 1
         if self.batches_here == 2:
             try:
@@ -69,15 +70,15 @@ def main(out: str, marker: str | None = None) -> None:
         start(scratch)
         try:
             if marker:
-                make = ray_dataset.make_job
+                make = on_ray.make_job
 
                 def dying(*args):
                     job = make(*args)
-                    job.__class__ = Dying
-                    job.marker = marker
+                    job.store = Dying(job.store.out)
+                    job.store.marker = marker
                     return job
 
-                ray_dataset.make_job = dying
+                on_ray.make_job = dying
             options = {key: value for key, value in OPTIONS.items() if key != "progress"}
             summary = ray_dataset.explain_dataset_on_ray(load_demo_model(), inputs(), out, workers=2, **options)
             print(summary)

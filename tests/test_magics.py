@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from saliency_lrp import magics
+from saliency_lrp.errors import UnknownNameError
 
 
 @pytest.fixture
@@ -44,6 +48,41 @@ def test_quoted_expressions_and_paths(shell, tmp_path):
 def test_cell_has_one_image_a_line(shell, capsys):
     shell.run_cell_magic("saliency", "model -m lrp", "images[0]\n# not this one\n\nimages[1]\n")
     assert shell.asked == [(("the model", name), {"methods": ["lrp"]}) for name in ("cat", "dog")]
+
+
+def test_a_file_needs_no_quotes(shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("five.png", "images"):  # the second is a variable, too, which wins
+        (tmp_path / name).write_bytes(b"")
+    shell.run_line_magic("saliency", "model five.png")
+    shell.run_line_magic("saliency", "model images --composite epsilon")
+    shell.run_cell_magic("saliency", "model", "five.png\nimages[0]")
+    assert [args[1] for args, _ in shell.asked] == ["five.png", ["cat", "dog"], "five.png", "cat"]
+    assert shell.asked[1][1] == {"composite": "epsilon"}
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [("model six.png", "'six.png' is neither a variable"), ("model images", "unknown method 'lrpp'")],
+)
+def test_what_cannot_be_done_is_said_in_one_line(shell, line, match, monkeypatch):
+    def refuse(*_, **__):
+        raise UnknownNameError("unknown method 'lrpp'. Did you mean 'lrp'?")
+
+    monkeypatch.setattr(magics, "compare", refuse)
+    with pytest.raises(UsageError, match=match):
+        shell.run_line_magic("saliency", line)
+
+
+def test_importing_in_ipython_brings_the_magic():
+    code = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+import saliency_lrp
+print(shell.find_line_magic("saliency") is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == ["True"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..errors import InputError
+
 Selector = type | str | Callable[[Any], bool] | tuple
 
 
@@ -78,6 +80,17 @@ def first(n: int = 1) -> Where:
 def until(k: int) -> Where:
     """Linear sites up to and including the ``k``-th (counted from 0) on the way from the model's input."""
     return Where(f"until({k})", lambda site: 0 <= site.depth <= k, kinds=["linear"])
+
+
+def depth(low: int, high: int | None = None) -> Where:
+    """Linear sites with ``low`` to below ``high`` (None: any number of) linear sites between them and the input."""
+    if not 0 <= low < (low + 1 if high is None else high):
+        raise InputError(f"depth({low!r}, {high!r}): depths are counted from 0 at the model's input and rise")
+    return Where(
+        f"depth({low}, {'' if high is None else high})",
+        lambda site: low <= site.depth and (high is None or site.depth < high),
+        kinds=["linear"],
+    )
 
 
 def last(n: int = 1) -> Where:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..as_written import AsWritten
+from ..engine.ids import PIXELS
 from ..engine.start import Scores, check_finite, choose, find_scores
 from ..errors import InputError, ModelCallError
 from ..model.as_found import as_found
 from ..model.unwrapped import refusal_of_values, unwrapped
+from .several import TOKENS, Bundle
 
 Target = int | Tensor | Sequence[int] | Callable[[Any], Tensor] | None
 
@@ -21,11 +24,15 @@ Target = int | Tensor | Sequence[int] | Callable[[Any], Tensor] | None
 def check_input(inp: object, what: str = "the input") -> None:
     """Refuse an input tensor that cannot be explained (type, dtype, NaN, inf)."""
     if not isinstance(inp, Tensor):
-        raise InputError(f"{what} must be a torch.Tensor with a batch dimension, not {type(inp).__name__}.")
+        raise InputError(
+            f"{what} must be a torch.Tensor with a batch dimension (a tuple or a dict of them for a model of several), "
+            f"not {type(inp).__name__}."
+        )
     if (why := refusal_of_values(inp)) is not None:
         raise InputError(f"{what} {why}.")
     if not inp.is_floating_point():
-        raise InputError(f"{what} must be a floating point tensor, not {inp.dtype}: call .float() on it.")
+        mend = "Pixels? Call .float() on them, scaled as the model wants" if inp.dtype in PIXELS else TOKENS
+        raise InputError(f"{what} must be a floating point tensor, not {inp.dtype}. {mend}.")
     if inp.ndim < 2:
         raise InputError(f"{what} needs a batch dimension, its shape is {tuple(inp.shape)}.")
     if not torch.isfinite(inp).all():
@@ -48,32 +55,34 @@ class GradientsAllTheSame(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def call_model(model: nn.Module, x: Tensor) -> Any:
+def call_model(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The model's output, also where it was made under inference_mode."""
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         # Autograd cannot save tensors made under inference_mode: run on normal copies.
         state = {k: v.clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
-        return torch.func.functional_call(model, state, (x,))
-    return model(x)
+        return torch.func.functional_call(model, state, args, kwargs)
+    return model(*args, **kwargs)
 
 
-def run_model(model: nn.Module, x: Tensor) -> Any:
+def run_model(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Run the model; say which shape it could not take if it raises."""
     try:
         if not torch.is_grad_enabled():
-            return call_model(model, x)
+            return call_model(model, *args, **kwargs)
         with AsWritten(), GradientsAllTheSame():
-            return call_model(model, x)
+            return call_model(model, *args, **kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, (InputError, torch.OutOfMemoryError)):
             raise
         conv = first_conv(model)
         hint = ""
-        if conv is not None and x.ndim > 1 and x.shape[1] != conv.in_channels:
-            hint = f" Its first convolution takes {conv.in_channels} channels, the input has {x.shape[1]}."
+        shapes = [tuple(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        if conv is not None and len(shapes) == 1 and len(shapes[0]) > 1 and shapes[0][1] != conv.in_channels:
+            hint = f" Its first convolution takes {conv.in_channels} channels, the input has {shapes[0][1]}."
         kind = ModelCallError if isinstance(error, RuntimeError) else InputError
         raise kind(
-            f"{type(model).__name__} could not run on an input of shape {tuple(x.shape)}.{hint} It said: {error}"
+            f"{type(model).__name__} could not run on an input of shape {', '.join(map(str, shapes))}.{hint} "
+            f"It said: {error}"
         ) from error
 
 
@@ -120,17 +129,30 @@ class Question:
         The model, already unwrapped.
     label : int, Tensor, sequence of int, callable or None
         A class per item, or a function of the output that returns one number per item.
+    run : callable, optional
+        Runs the model on what is explained, for models of several inputs.
+    item : callable, optional
+        Gives such a ``run`` for one item of the batch.
     """
 
-    def __init__(self, model: nn.Module, label: Target = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        label: Target = None,
+        run: Callable[[Tensor], Any] | None = None,
+        item: Callable[[int], Callable[[Tensor], Any]] | None = None,
+    ) -> None:
         self.model = model
         self.label = label
+        self.run = run
+        self._item = item
         self.target: Tensor | None = None
         self.scores: Tensor | None = None  # what the first pass gave
 
     def forward(self, x: Tensor) -> Tensor:
         """What captum calls: (N, C) class scores, or (N,) for a callable label."""
-        output = run_model(self.model, x.clone())  # a model may write into its input
+        # a model may write into its input
+        output = run_model(self.model, x.clone()) if self.run is None else self.run(x)
         if not callable(self.label):
             return class_scores(output)
         scores = self.label(output)
@@ -140,6 +162,10 @@ class Question:
                 f"label=callable should return one number per item, a tensor of shape ({x.shape[0]},), not {shape}."
             )
         return scores
+
+    def of_item(self, number: int) -> Question:
+        """The same question of one item of the batch; its target is this one's."""
+        return self if self._item is None else Question(self.model, self.label, self._item(number))
 
     def score(self, x: Tensor) -> Tensor:
         """The explained number of every item, (N,); the first call settles the target."""
@@ -170,6 +196,8 @@ class Explainer:
 
     #: whether results depend on random numbers, so that ``seed=<int>`` matters
     random = False
+    #: how several inputs are explained: ``"together"``, ``"apart"`` (each with the others held), or not at all
+    several: str | None = None
     #: whether maps have a sign, for and against: it decides how they are drawn
     signed = True
 
@@ -180,35 +208,78 @@ class Explainer:
         """Attribution of the asked score to `x`, like `x`. The model is protected here."""
         raise NotImplementedError
 
-    def explain(self, inp: Tensor, ind: Target = None, raw_inp: object = None) -> Tensor:
+    def attribute_several(self, bundle: Bundle, label: Target) -> dict[int, Tensor]:
+        """Attribution of the asked score to each of several inputs, by its number."""
+        run = partial(run_model, self.model)
+        if self.several == "together":
+            question = Question(
+                self.model, label, partial(bundle.call_packed, run), lambda i: partial(bundle.item(i).call_packed, run)
+            )
+            return bundle.unpacked(self.attribute(bundle.packed(), question))
+        if self.several is None and len(bundle.explained) > 1:
+            names = ", ".join(bundle.arguments.tensors[k].name for k in bundle.explained)
+            raise InputError(
+                f"{type(self).__name__} explains models of one input, and this one has several ({names}): take another "
+                "method (lrp, grad_x_input, integrate_grad, ...)."
+            )
+        found = {}
+        for k in bundle.explained:
+            alone = Question(
+                self.model,
+                label,
+                partial(bundle.call_alone, run, k),
+                lambda i, k=k: partial(bundle.item(i).call_alone, run, k),
+            )
+            found[k] = self.attribute(bundle.given[k], alone)
+        return found
+
+    def explain(self, inp: Any, ind: Target = None, raw_inp: object = None, constants: Sequence[str | int] = ()) -> Any:
         """Explain the model's output for a batch.
 
         Parameters
         ----------
-        inp : Tensor
-            (N, ...) floating point input, on the model's device.
+        inp : Tensor, tuple or dict of Tensor
+            (N, ...) floating point input, on the model's device; several inputs as a tuple, in the order of the model's
+            arguments, or as a dict by their names. Integers and masks among those are held as they are.
         ind : int, Tensor, sequence of int, callable or None
             What to explain: a class for all, one per item, a function of the output that returns
             one number per item, or the highest score of each item.
         raw_inp : object
             Not used; TensorWatch passes the image here.
+        constants : sequence of str or int
+            Of several inputs, those that are not explained, by name or by position.
 
         Returns
         -------
-        Tensor
-            Signed (where the method is), same shape, dtype and device as `inp`.
+        Tensor, tuple or dict of Tensor
+            Signed (where the method is), same shape, dtype and device as `inp`. Of several inputs, those that are
+            explained: in their order, or by their names; a tensor where that is one.
 
         Raises
         ------
         InputError
             For input, label, or output that cannot be explained, and for maps that are not finite.
         """
+        if isinstance(inp, tuple | Mapping):
+            return self._explain_several(Bundle(self.model, inp, constants), ind)
         check_input(inp)
         if inp.shape[0] == 0:
             return torch.zeros_like(inp)
         with as_found(self.model):
             x = inp.detach().clone()
             result = self.attribute(x, Question(self.model, ind))
+        return self._checked(result, inp)
+
+    def _explain_several(self, bundle: Bundle, label: Target) -> Any:
+        for k in bundle.explained:
+            check_input(bundle.given[k], f"the input {bundle.arguments.tensors[k].name!r}")
+        if bundle.items == 0:
+            return bundle.arranged({k: torch.zeros_like(bundle.given[k]) for k in bundle.explained})
+        with as_found(self.model):
+            maps = self.attribute_several(bundle, label)
+        return bundle.arranged({k: self._checked(R, bundle.given[k]) for k, R in maps.items()})
+
+    def _checked(self, result: Tensor, inp: Tensor) -> Tensor:
         result = result.detach().to(inp)
         if not torch.isfinite(result).all():
             raise InputError(f"{type(self).__name__} produced NaN or infinite values for this model and input.")

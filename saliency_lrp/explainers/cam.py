@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, unknown_name
-from .base import Explainer, Question
+from .base import Explainer, Question, Target
 from .registry import register_explainer
+from .several import Bundle
 
 # Class and register tokens stand in front of the patch tokens of vision transformers.
 _MOST_EXTRA_TOKENS = 8
@@ -220,6 +221,14 @@ class GradCam(Explainer):
         self.layer_path = layer_path
         self.relu = relu
         self.signed = not relu
+
+    def attribute_several(self, bundle: Bundle, label: Target) -> dict[int, Tensor]:
+        if sum(t.dim() > 2 for t in bundle.given) > 1:
+            raise InputError(
+                "gradcam explains models of one picture: of several it cannot tell whose features a layer shows. Take "
+                "another method (lrp, grad_x_input, ...)."
+            )
+        return super().attribute_several(bundle, label)
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         cam = class_activation(self.model, x, question, self.layer_path)

@@ -34,6 +34,8 @@ class SmoothLrp(RandomExplainer):
         Of the noise.
     """
 
+    several = None
+
     def __init__(
         self, model: nn.Module, composite: Any = "auto", samples: int = 16, noise: float = 0.1, seed: int = 0
     ) -> None:

@@ -277,6 +277,8 @@ class DeepLift(Explainer):
         What the input is compared with, broadcast to it. 0 is the mean image of a normalised input.
     """
 
+    several = "together"
+
     def __init__(self, model: nn.Module, baseline: float | Tensor = 0.0) -> None:
         super().__init__(model)
         self.baseline = baseline

@@ -7,10 +7,11 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .base import Explainer, Question
+from .base import Explainer, Question, Target
 from .batching import samples_per_pass
 from .progress import progress
 from .registry import register_explainer
+from .several import Bundle
 
 
 def input_gradient(x: Tensor, question: Question) -> Tensor:
@@ -27,6 +28,8 @@ def input_gradient(x: Tensor, question: Question) -> Tensor:
 class VanillaGrad(Explainer):
     """Gradient of the score with respect to the input (Simonyan et al. 2013), signed."""
 
+    several = "together"
+
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         return input_gradient(x, question)
 
@@ -35,6 +38,7 @@ class VanillaGrad(Explainer):
 class Saliency(Explainer):
     """Absolute gradient of the score with respect to the input (Simonyan et al. 2013)."""
 
+    several = "together"
     signed = False
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
@@ -44,6 +48,8 @@ class Saliency(Explainer):
 @register_explainer("grad_x_input")
 class GradXInput(Explainer):
     """Gradient times input (Shrikumar et al. 2016)."""
+
+    several = "together"
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         return input_gradient(x, question) * x
@@ -67,6 +73,19 @@ class _ReluRule(Explainer):
                 stacklevel=5,
             )
         return trace.relevance(label, seed="one", retain=False)
+
+    def attribute_several(self, bundle: Bundle, label: Target) -> dict[int, Tensor]:
+        from ..propagator import RelevancePropagator
+
+        tensors = bundle.arguments.tensors
+        held = [k for k in range(len(tensors)) if k not in bundle.explained]
+        args, kwargs = bundle.arguments.filled(bundle.given)
+        trace = RelevancePropagator(self.model, self.composite, constants=held).trace(*args, **kwargs)
+        label = tuple(label) if isinstance(label, list) else label  # one class per item, not several maps
+        maps = trace.relevance(label, seed="one", retain=False)
+        if len(bundle.explained) == 1:
+            return {bundle.explained[0]: maps}
+        return dict(zip(bundle.explained, maps.values() if isinstance(maps, dict) else maps, strict=True))
 
 
 @register_explainer("deconv")
@@ -95,6 +114,8 @@ class IntegratedGradients(Explainer):
     baseline : float or Tensor
         Start of the line, broadcast to the input. 0 is the mean image of a normalised input.
     """
+
+    several = "together"
 
     def __init__(self, model: nn.Module, steps: int = 50, baseline: float | Tensor = 0.0) -> None:
         super().__init__(model)
@@ -128,6 +149,7 @@ class RandomExplainer(Explainer):
     """
 
     random = True
+    several = "together"
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         super().__init__(model)
@@ -135,12 +157,14 @@ class RandomExplainer(Explainer):
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         target = question.settle(x)
-        batch = samples_per_pass(self.model, x[:1], question.forward, gradient=True)
+        batch = samples_per_pass(self.model, x[:1], question.of_item(0).forward, gradient=True)
         maps = []
         for i in range(len(x)):
             torch.manual_seed(self.seed)
             maps.append(
-                self.attribute_one(x[i : i + 1], question, None if target is None else target[i : i + 1], batch)
+                self.attribute_one(
+                    x[i : i + 1], question.of_item(i), None if target is None else target[i : i + 1], batch
+                )
             )
         return torch.cat(maps)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..composites import Composite
-from ..errors import InputError
 from ..likeness import class_likeness
 from ..propagator import RelevancePropagator, Trace
 from ..report import Report
 from ..rules import Rule
+from .several import arguments
 
 
 class LrpExplainer:
@@ -68,7 +68,9 @@ class LrpExplainer:
         self.report: Report | None = None
         self.output: Any = None
 
-    def explain(self, inp: Any, ind: Any = None, raw_inp: Any = None) -> Any:
+    def explain(
+        self, inp: Any, ind: Any = None, raw_inp: Any = None, constants: Sequence[str | int] | None = None
+    ) -> Any:
         """Relevance of each input value.
 
         Parameters
@@ -80,6 +82,8 @@ class LrpExplainer:
             What is explained: the arg-max, one class, or one class per item.
         raw_inp
             Unused; part of TensorWatch's interface.
+        constants : sequence of str or int, optional
+            In place of the explainer's own.
 
         Returns
         -------
@@ -96,9 +100,12 @@ class LrpExplainer:
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         if tensors and all(not t.is_nested and t.dim() > 0 and t.shape[0] == 0 for t in tensors):
             return tree_map_only(Tensor, torch.zeros_like, inp)
+        propagator = self.propagator
+        if constants is not None:
+            propagator = RelevancePropagator(self.model, propagator.composite, propagator.unknown, constants)
         # an account, or a neuron inside the model, needs the reference form
         in_full = self.account or self.at is not None
-        record = self.propagator.trace if in_full else self.propagator.bound_trace
+        record = propagator.trace if in_full else propagator.bound_trace
         trace: Trace = record(*args, **kwargs)
         # a list here is one class per item, as everywhere in TensorWatch; to a trace it would mean several maps
         ind = tuple(ind) if isinstance(ind, list) else ind
@@ -110,17 +117,3 @@ class LrpExplainer:
             self.report.likeness = None if self.at is not None else class_likeness(trace, R, ind, self.seed)
         trace.warn()
         return R
-
-
-def arguments(inp: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model: a tensor, a tuple of them, a mapping of them by name."""
-    if isinstance(inp, Mapping):
-        args, kwargs = (), {str(name): value for name, value in inp.items()}
-    else:
-        args, kwargs = tuple(inp) if isinstance(inp, tuple) else (inp,), {}
-    if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
-        raise InputError(
-            f"inp must be a torch tensor, a tuple of them or a dict of them by the model's argument names, got "
-            f"{type(inp).__name__}: {inp!r:.80}"
-        )
-    return args, kwargs

@@ -80,6 +80,8 @@ class Occlusion(Explainer):
         What is put in the window. 0 is the mean colour of a normalised input.
     """
 
+    several = "apart"
+
     def __init__(
         self,
         model: nn.Module,
@@ -140,6 +142,8 @@ class Ablation(Explainer):
     baseline : float or Tensor
         What is put in the cell.
     """
+
+    several = "apart"
 
     def __init__(self, model: nn.Module, window: Window | None = None, baseline: float | Tensor = 0.0) -> None:
         super().__init__(model)
@@ -225,6 +229,8 @@ class Lime(RandomExplainer):
     seed : int
         Of the patterns.
     """
+
+    several = "apart"
 
     def __init__(self, model: nn.Module, samples: int = 500, segments: int = 50, seed: int = 0) -> None:
         super().__init__(model, seed)

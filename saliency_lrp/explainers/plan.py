@@ -10,7 +10,7 @@ from ..errors import InputError, unknown_name
 from . import registry
 
 #: options of the call itself, not of a method
-FRAME_OPTIONS = ("transform", "geometry", "class_names")
+FRAME_OPTIONS = ("transform", "geometry", "class_names", "constants")
 
 
 @dataclass

@@ -6,6 +6,7 @@ from . import (
     complex_numbers,
     dropout,
     embedding,
+    experts,
     linear,
     normalisation,
     opened,

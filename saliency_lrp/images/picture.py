@@ -123,7 +123,10 @@ def _open(path: str | os.PathLike) -> Image:
         picture.load()
         return picture
     except FileNotFoundError:
-        raise InputError(f"there is no image file {os.fspath(path)!r}.") from None
+        text = os.fspath(path)
+        words = " " in text and not os.path.splitext(text)[1]
+        hint = " Is it a text? saliency_lrp.explain_text(model, tokenizer, text) explains words." if words else ""
+        raise InputError(f"there is no image file {text!r}.{hint}") from None
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise InputError(f"the image file {os.fspath(path)!r} cannot be read: {error}") from error
 
