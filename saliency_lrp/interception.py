@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
 from .engine.coefficient import CoefficientForm
 from .engine.ids import CASTS, SHAPES, IdFollower
+from .engine.inner_gradients import is_backward, next_gradient
 from .engine.reference import ReferenceForm
+from .engine.second_look import LEAVES_GRAPH, Exit
 from .errors import InputError
 from .functions import HANDLERS, custom, facts
 from .functions.call import Call, Tag
@@ -75,6 +77,8 @@ class Entry:
         "asks_only",
         "makes_ids",
         "reads_no_values",
+        "is_backward",
+        "leaves_graph",
         "may_draw",
         "moves",
     )
@@ -85,6 +89,8 @@ class Entry:
         self.always_inplace = bare != name or name in ("__setitem__", "data.set")
         self.inplace_position = inplace_position(func)
         self.name = bare
+        self.is_backward = is_backward(func)
+        self.leaves_graph = name in LEAVES_GRAPH
         handler = HANDLERS.get(func) or HANDLERS.get(name) or HANDLERS.get(bare)
         if handler is None and name.endswith((".get", ".set", ".delete")):
             handler = constant
@@ -222,6 +228,11 @@ class Interceptor(TorchFunctionMode):
         #: what was there before the forward and the model writes into
         self.written = Written()
         self.single_views = False
+        #: what the gradients are that the model takes itself, once that is known
+        self.gradients: Iterator[Any] | None = None
+        #: how many calls took values out of the graph, and which of them values that depend on the input
+        self.leaving = 0
+        self.exits: dict[int, Exit] = {}
         #: whether something runs as it is that may send relevance to an activation that is 0
         self.opaque = False
 
@@ -240,6 +251,13 @@ class Interceptor(TorchFunctionMode):
         entry = LOOKED_UP.get(func)
         if entry is None:
             entry = LOOKED_UP[func] = Entry(func)
+        if entry.is_backward and peek_interpreter_stack() is None:
+            return next_gradient(self, func)
+        if entry.leaves_graph and torch.is_grad_enabled():
+            self.leaving += 1
+            tag = getattr(args[0], TAG, None)
+            if tag is not None and tag.trace is self.token:
+                return self.leave_graph(func, entry, args, kwargs)
         if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             return func(*args, **kwargs)  # inside somebody's autograd.Function, or a transform of torch.func
         if entry.may_draw:
@@ -247,6 +265,13 @@ class Interceptor(TorchFunctionMode):
         if self.ids.active and not entry.reads_no_values and self.ids.trails((*args, *kwargs.values())):
             return self.with_ids(func, entry, args, kwargs)
         return self.without_ids(func, entry, args, kwargs)
+
+    def leave_graph(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model takes a value out of the graph; whether that matters is seen by a second look."""
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        self.exits[self.leaving - 1] = Exit.noted(entry.name, self.location()[0], out)
+        return out
 
     def with_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that reads integers which come from the model's input."""
@@ -506,9 +531,11 @@ class Interceptor(TorchFunctionMode):
         self.opaque = True
         self.form.refuse(what)
 
-    def unknown_call(self, name: str, why: str, how: str = "relevance passes it like a gradient") -> None:
+    def unknown_call(
+        self, name: str, why: str, how: str = "relevance passes it like a gradient", path: str | None = None
+    ) -> None:
         """Report a call that has no rule of its own."""
-        path = self.location()[0]
+        path = self.location()[0] if path is None else path
         text = f"{name} at {path!r} is not understood ({why}); {how}"
         if self.binding.unknown == "error":
             raise InputError(text + ". Use unknown='warn' to get a map all the same")

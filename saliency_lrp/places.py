@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from .errors import InputError
 from .functions.site import Site
 from .interception import TAG, Interceptor
 from .model.interrupts import delivering
@@ -126,22 +124,3 @@ class Watch:
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-def only(part: Any, output_nr: int, name: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """A hook that keeps the chosen part of the relevance that arrives at one output of an autograd node."""
-
-    def keep(R: Tensor) -> Tensor:
-        if callable(part):
-            return part(R)
-        if isinstance(part, Tensor) and (part.dtype == torch.bool or part.is_floating_point()):
-            return R * part.to(R.device)
-        axis = -1 if R.dim() == 3 else 1 if R.dim() > 1 else 0
-        index = torch.as_tensor(part, device=R.device).reshape(-1)
-        if index.numel() and not -R.shape[axis] <= int(index.min()) <= int(index.max()) < R.shape[axis]:
-            raise InputError(f"module {name!r} has {R.shape[axis]} channels; condition asks for {part!r}")
-        mask = torch.zeros(R.shape[axis], dtype=R.dtype, device=R.device)
-        mask[index] = 1
-        return R * mask.reshape(-1, *(1,) * (R.dim() - 1 - axis % R.dim()))
-
-    return lambda Rs: tuple(keep(R) if k == output_nr and R is not None else R for k, R in enumerate(Rs))
