@@ -29,6 +29,10 @@ $(VENV)/.runtime: $(VENV)/pyvenv.cfg setup.py pyproject.toml constraints.txt
 	$(PIP) -e .
 	@touch $@
 
+$(VENV)/.demo: $(VENV)/.runtime
+	$(PIP) -e ".[demo]"
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo 'installing what the tests need into $(VENV): minutes the first time, nothing after that'
 	$(PIP) -e ".[test,dev]"
@@ -36,7 +40,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 venv: $(VENV)/.dev            ## make .venv with everything that tests and tools need
 
-demo: $(VENV)/.runtime            ## explain real images; writes build/demo/
+demo: $(VENV)/.demo            ## explain photographs; writes build/demo/
 	$(BIN)/python -m saliency_lrp --demo --out build/demo
 
 test: $(VENV)/.dev            ## run every test, notebooks included
