@@ -32,4 +32,4 @@ from .selectors import (
     selects,
     until,
 )
-from .table import COMPOSITES, get, list_composites, register
+from .table import COMPOSITES, describe, get, grouped, list_composites, register

@@ -77,6 +77,10 @@ def activation(call: Call) -> Any:
         out, note = by_hand.spelled(call, x, curve, None)
         if out is not None:
             return out
+    if call.says("homogeneous") and call.says("zero_to_zero"):
+        out = call.as_is("activation", [x], activation_gate(call), call.nonnegative())
+        if out is not None:
+            return by_hand.may_be_normed(out if curve is None else note(out))
     site, before = ActivationSite(call), behind_relu(call, tag)
     if before is not None:
         before.result = None  # the ReLU's output will serve; an in-place one need not save what it writes over

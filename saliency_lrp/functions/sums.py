@@ -122,6 +122,9 @@ def addition(call: Call) -> Any:
     if call.is_activation(x) and call.is_activation(y):
         gate = GATE if _gate(x) == GATE and _gate(y) == GATE and left > 0 and right > 0 else PLAIN
         nonnegative = _nonnegative(x) and _nonnegative(y) and left > 0 and right > 0
+        out = call.as_is("sum", [x, y], gate, nonnegative)
+        if out is not None:
+            return by_hand.may_be_normed(out)
         if isinstance(left, float) and isinstance(right, float | int) and not x.is_complex():
             return by_hand.may_be_normed(call.node(AddSite(call, (left, right)), [x, y], gate, nonnegative))
         return call.node(SumSite(call), gate=gate, nonnegative=nonnegative)
@@ -134,7 +137,10 @@ def addition(call: Call) -> Any:
     out, note = by_hand.shift_by_hand(call, active, constant, of_active, of_constant)
     if out is not None:
         return out
-    return note(call.node(ShiftSite(call) if of_active == 1 else SumSite(call), gate=gate))
+    out = call.as_is("sum", [active], gate)
+    if out is None:
+        out = call.node(ShiftSite(call) if of_active == 1 else SumSite(call), gate=gate)
+    return note(out)
 
 
 @kind("sum")
@@ -143,19 +149,11 @@ def sum_like(call: Call) -> Any:
         from .steps import in_some_steps
 
         return in_some_steps(call)
-    return by_hand.may_be_normed(call.node(CompleteSum(call), gate=call.gate(), nonnegative=call.nonnegative()))
-
-
-@kind("added product")
-def added_product(call: Call) -> Any:
-    """``addcmul``: a sum where at most one factor depends on the input; of constants beside it, a batch norm."""
-    shift, *factors = (call.arg(k, name) for k, name in enumerate(("input", "tensor1", "tensor2")))
-    active = [call.is_activation(t) for t in factors]
-    if sum(active) == 1 and not call.is_activation(shift) and not any_complex(*factors):
-        x, factor = factors if active[0] else factors[::-1]
-        out, note = by_hand.scale_and_shift_by_hand(call, x, factor, call.kwargs.get("value", 1), shift)
-        return note(sum_like(call)) if out is None else out
-    return sum_like(call)
+    gate, nonnegative = call.gate(), call.nonnegative()
+    out = call.as_is("sum", call.activations, gate, nonnegative)
+    if out is None:
+        out = call.node(CompleteSum(call), gate=gate, nonnegative=nonnegative)
+    return by_hand.may_be_normed(out)
 
 
 @kind("sampling")
