@@ -156,6 +156,18 @@ def sum_like(call: Call) -> Any:
     return by_hand.may_be_normed(out)
 
 
+@kind("added product")
+def added_product(call: Call) -> Any:
+    """``addcmul``: a sum where at most one factor depends on the input; of constants beside it, a batch norm."""
+    shift, *factors = (call.arg(k, name) for k, name in enumerate(("input", "tensor1", "tensor2")))
+    active = [call.is_activation(t) for t in factors]
+    if sum(active) == 1 and not call.is_activation(shift) and not any_complex(*factors):
+        x, factor = factors if active[0] else factors[::-1]
+        out, note = by_hand.scale_and_shift_by_hand(call, x, factor, call.kwargs.get("value", 1), shift)
+        return note(sum_like(call)) if out is None else out
+    return sum_like(call)
+
+
 @kind("sampling")
 def grid_sampler(call: Call) -> Any:
     """Sampling is a weighted sum of the image; where it is sampled is a constant, as the place of a maximum is."""
