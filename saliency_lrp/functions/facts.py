@@ -268,7 +268,8 @@ MOVES = "homogeneous zero_to_zero keeps_sign"
 
 rows("activation", "relu", "elementwise homogeneous zero_to_zero never_negative from_output rectifier")
 rows("activation", "relu6", "elementwise zero_to_zero never_negative from_output rectifier")
-rows("activation", "leaky_relu prelu", "elementwise homogeneous zero_to_zero keeps_sign")
+rows("activation", "leaky_relu", "elementwise homogeneous zero_to_zero keeps_sign")
+rows("activation", "prelu", "elementwise zero_to_zero keeps_sign", homogeneous=has_constant(1, "weight"))
 rows(
     lambda call: "random slopes" if random_slopes(call) else "activation",
     "rrelu",
