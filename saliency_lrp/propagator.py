@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -146,8 +147,27 @@ def _what_failed(error: Exception, model: nn.Module, inputs: Any) -> str:
         step = step.tb_next
     return (
         f"{type(model).__name__} cannot run on an input of shape {shapes}: it stopped{where} with {str(error)!r}. "
-        "Give an input of the shape and dtype that the model takes"
+        f"{_advice(str(error))}"
     )
+
+
+#: What a model's error is about, by words in it, and how to mend that.
+ADVICE = {
+    r"shape|size|dimension|channels|expected .*input|mat1 and mat2|broadcast|index .*out of": (
+        "Give an input of the shape that the model takes"
+    ),
+    r"dtype|scalar type|same type|expected .*(Float|Double|Half|Long|Int)|must be of type": (
+        "Give an input of the dtype that the model takes"
+    ),
+    r"same device|on device|cuda|device type": "Put the input on the device of the model",
+    r"positional argument|keyword argument": "Call it with the arguments that its forward takes",
+}
+
+
+def _advice(message: str) -> str:
+    """How to mend what stopped a forward pass; nothing where its words tell nothing."""
+    found = (advice for words, advice in ADVICE.items() if re.search(words, message, re.IGNORECASE))
+    return next(found, "It has to run by itself, outside of an explanation, on this very input")
 
 
 def working_dtype(model: nn.Module) -> torch.dtype:
