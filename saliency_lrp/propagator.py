@@ -40,7 +40,7 @@ from .model import graph_free
 from .model.as_found import Calling, as_found
 from .model.unwrapped import named_modules, unwrapped
 from .places import ModuleCall, Place, Watch
-from .report import Account, Report, total
+from .report import Account, Report, not_closed, total
 from .rules import Rule
 
 
@@ -273,6 +273,8 @@ class Trace:
         self.calls: dict[str, list[ModuleCall]] = {}
         self._lock = threading.RLock()
         self._freed = False
+        #: the composite of the last explanation
+        self._used = composite
         self._last: tuple[Start, Any] | None = None
         self._report: Report | None = None
         #: why relevance has no coefficient here, where that was tried; and who wants to know
@@ -770,7 +772,7 @@ class Trace:
         self._check_alive()
         leaves = self._leaves()
         edges = [self._edges(place) for place in places]
-        chosen = self.composite if composite is None else composites.get(composite)
+        chosen = self._used = self.composite if composite is None else composites.get(composite)
         out = starts[0][0]
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
@@ -887,6 +889,7 @@ class Trace:
             joined=constants.names_of(self._interceptor.joined),
             unknown=self._not_understood(),
         )
+        report.warnings += not_closed(report.rows)
         finite = all(bool(torch.isfinite(v).all()) for v in values if v is not None)
         if not finite:
             worst = next((r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None)
@@ -916,7 +919,10 @@ class Trace:
             f"{where} is not in the table of functions; relevance was shared by a first-order expansion. Say how it "
             f"hands relevance back: saliency_lrp.functions.register({op!r}, 'sum')"
             for where, op in found.items()
-        ] + [n.removeprefix("unknown: ") for n in self._interceptor.notes if n.startswith("unknown: ")]
+        ] + [
+            *(n.removeprefix("unknown: ") for n in self._interceptor.notes if n.startswith("unknown: ")),
+            *self._used.idle_rows(self.calls, self._modules),
+        ]
 
     def warn(self) -> None:
         """Issue :meth:`warnings` as Python warnings."""
