@@ -33,6 +33,7 @@ if _TYPE_CHECKING:  # what follows in _PUBLIC, for editors and type checkers
     from .results import ImageSaliencyResult, SaliencyResults, get_image_saliency_plot
     from .rules import list_rules
     from .saliency import compare_saliency, get_image_saliency_results, get_saliency
+    from .tuning import tune
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _PUBLIC = {
     "list_composites": "composites",
     "LrpExplainer": "explainers.lrp",
     "RelevancePropagator": "propagator",
+    "tune": "tuning",
 }
 #: modules that are public as such
 _MODULES = (
@@ -93,6 +95,7 @@ __all__ = [
     "stream",
     "text",
     "timeseries",
+    "tune",
     "unload_ipython_extension",
     "unregister",
 ]

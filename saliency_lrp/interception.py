@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,14 @@ from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import OUTPUT, Held, Site, iter_tensors
 from .functions.unknown import unknown
+from .model.as_found import calls_seen_by, see_calls_by
+from .model.interrupts import delivering
 from .model.written import TAG, Written
 from .report import Account
 from .rules import Gradient, Rule, vanishes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Why a call can be missing.
 UNSEEN = "computed where no call can be seen: a scripted or traced function, torch.vmap or torch.func, another thread"
@@ -80,6 +85,7 @@ class Entry:
         "is_backward",
         "leaves_graph",
         "may_draw",
+        "moves",
     )
 
     def __init__(self, func: Callable[..., Any]) -> None:
@@ -101,6 +107,10 @@ class Entry:
         #: whether an activation may become ids by it; whether it looks at shapes alone
         self.makes_ids = bare in CASTS
         self.reads_no_values = name in SHAPES
+        row = facts.of(func, bare)
+        #: whether it moves the values of one tensor and nothing else has to be looked at
+        self.moves = row.kind == "routing" and row.gate == facts.AS_INPUT and row.keeps_sign is True
+        self.moves &= not self.always_inplace and self.inplace_position is None
         #: whether some calls draw random numbers
         self.may_draw = bool(facts.of(func, bare).random)
 
@@ -206,6 +216,7 @@ class Interceptor(TorchFunctionMode):
         self.sites = sites
         self.within = within
         self.token = object()
+        self._modes_before: list[list[Any]] = []
         self.notes: dict[str, None] = {}
         self.stack: list[tuple[str, nn.Module | None]] = [
             (within.path, within.module) if within is not None else ("", None)
@@ -230,6 +241,14 @@ class Interceptor(TorchFunctionMode):
         self.exits: dict[int, Exit] = {}
         #: whether something runs as it is that may send relevance to an activation that is 0
         self.opaque = False
+
+    def __enter__(self) -> Self:
+        self._modes_before.append(calls_seen_by())
+        return super().__enter__()
+
+    @delivering
+    def __exit__(self, *exception: Any) -> None:
+        see_calls_by(self._modes_before.pop())
 
     # ------------------------------------------------------------------ every torch call comes through here
 
@@ -296,6 +315,10 @@ class Interceptor(TorchFunctionMode):
                 with torch.no_grad():  # parameters are constants, whether or not they require grad
                     return func(*args, **kwargs)
             return func(*args, **kwargs)
+        if entry.moves and self.form.early and len(activations) == 1 and not self.single_views:
+            if sum(1 for _ in iter_tensors(args, kwargs)) == 1 and kwargs.get("out") is None:
+                out = self.moved(func(*args, **kwargs), activations[0])
+                return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
         call = Call(func, entry.name, args, kwargs, activations, entry.writes(args, kwargs), self)
         if kwargs.get("out") is not None:
             return self.unknown_natively(call)
@@ -304,6 +327,16 @@ class Interceptor(TorchFunctionMode):
             return call.constant()
         out = self.seek_rectifier(entry, call) if self.binding.seeks_rectifiers else entry.handler(call)
         return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
+
+    def moved(self, out: Any, t: Tensor) -> Any:
+        """Tag the results of a call that moves the values of one activation, in the coefficient form."""
+        before = getattr(t, TAG)
+        for result in out if isinstance(out, (tuple, list)) else (out,):  # noqa: UP038  # a union is slower
+            if result is not t and isinstance(result, Tensor) and result.requires_grad:
+                tag = Tag(self.token, None, before.gate, before.nonnegative, before.depth)
+                tag.final = before.final
+                self.tag(result, tag)
+        return out
 
     def seek_rectifier(self, entry: Entry, call: Call) -> Any:
         """Carry out a call, as a ReLU if it spells one."""
@@ -316,32 +349,34 @@ class Interceptor(TorchFunctionMode):
     def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
         """Arguments that depend on the model's input, each once; and whether others require grad."""
         found: list[Tensor] = []
-        parameters = False
+        parameters, token = False, self.token
         for t in iter_tensors(args, kwargs):
             if not t.requires_grad:
                 continue
             tag = getattr(t, TAG, None)
-            if tag is not None and tag.trace is self.token:
+            if tag is not None and tag.trace is token:
                 if tag.version != t._version:
                     self.rewritten(t)
-            elif not self.adopt(t):
+                    tag = getattr(t, TAG)
+            elif self.adopt(t):
+                tag = getattr(t, TAG)
+            else:
                 parameters = True
                 continue
             if not found or not any(t is a for a in found):
                 found.append(t)
-                self.read(t, getattr(t, TAG))
+                tag.readers += 1
+                if tag.site is not None:
+                    self.read(t, tag.site)
         return found, parameters
 
-    def read(self, t: Tensor, tag: Tag) -> None:
-        """Another call reads an activation: a ReLU is then not all that relevance comes back from."""
-        tag.readers += 1
-        site = tag.site
-        if site is not None and site.cut:
+    def read(self, t: Tensor, site: Site) -> None:
+        """Another call reads what a site made: a ReLU is then not all that relevance comes back from."""
+        site.before = None
+        if site.cut:
             with torch._C.DisableTorchFunction():
                 site.result, site.cut = t.detach(), False
             self.remember(site.result, site, OUTPUT)
-        if site is not None:
-            site.before = None
 
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
@@ -349,10 +384,11 @@ class Interceptor(TorchFunctionMode):
         It does where it was written into through a view, or where something made it whose calls cannot be seen (a
         custom ``autograd.Function``, a scripted function, ...); the latter is reported.
         """
+        if self.form.early and t.grad_fn is not None:
+            self.form.refuse("what made an activation was not seen")
         found = origin(t, self.token, self.binding, self.roots)
         if found.depth is None:
             return False
-        self.form.refuse("what made an activation was not seen")
         self.report_foreign(found)
         mark(t, self.token, found.depth)
         self.tag(t, Tag(self.token, depth=found.depth))
@@ -360,13 +396,19 @@ class Interceptor(TorchFunctionMode):
 
     def wrote(self, t: Tensor, depth: int) -> None:
         """A call that was seen wrote into a tensor: where that is a view, its base has a new node, too."""
-        if t._base is not None:
-            mark(t._base, self.token, depth)
+        base = t._base
+        if base is None:
+            return
+        if not self.form.early:
+            mark(base, self.token, depth)
+        elif getattr(base, TAG, None) is not None:
+            if getattr(base, TAG).final:
+                self.form.refuse("the model writes into its input")
+            self.tag(base, Tag(self.token, depth=max(depth, getattr(base, TAG).depth)))
 
     def rewritten(self, t: Tensor) -> None:
         """An activation was written into, perhaps through a view: what was known of it no longer holds."""
-        if getattr(t, TAG).final:
-            self.form.refuse("the model writes into its input")
+        self.form.refuse("the model writes where no call was seen, or reads what it wrote through another view")
         found = origin(t, self.token, self.binding, self.roots)
         self.report_foreign(found)
         self.tag(t, Tag(self.token, depth=max(found.depth or 0, getattr(t, TAG).depth)))
@@ -420,7 +462,8 @@ class Interceptor(TorchFunctionMode):
             self.wrote(call.args[0], depth)
         for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # noqa: UP038  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
-                mark(t, self.token, depth)
+                if not self.form.early:
+                    mark(t, self.token, depth)
                 tag = Tag(self.token, None, gate, nonnegative, depth)
                 tag.final = final
                 self.tag(t, tag)

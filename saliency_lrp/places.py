@@ -79,7 +79,8 @@ class Watch:
             path = self.interceptor.names.get(id(module))
             if path is None:
                 path = f"{stack[-1][0]}.{type(module).__name__}".lstrip(".")
-            arguments = self.places(args)  # made by whoever calls
+            # made by whoever calls; a trace whose composite is bound is not asked for relevance inside the model
+            arguments = [] if self.interceptor.form.early else self.places(args)
             stack.append((path, module))
             self.open.append(arguments)
 
@@ -88,6 +89,10 @@ class Watch:
             return
         with torch._C.DisableTorchFunction():
             path, _ = self.interceptor.location()
+            if self.interceptor.form.early:
+                self.open.pop()
+                self.interceptor.stack.pop()
+                return
             call = ModuleCall(self.open.pop(), self.places(result))
             self.calls.setdefault(path, []).append(call)
             if isinstance(result, Tensor) and not call.inputs and not call.outputs:

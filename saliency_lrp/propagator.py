@@ -413,8 +413,9 @@ class Trace:
                 self._interceptor.adopt(t)  # made by a custom autograd.Function, which is reported
             if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
                 tag.site.is_output = tag.site.kind != "softmax" or not tag.readers  # else weights of attention
+                tag.readers += 1
                 if not self.bound:
-                    self._interceptor.read(t, tag)
+                    self._interceptor.read(t, tag.site)
         for text in (*self._arguments.notes, *self._interceptor.ids.remarks()):
             self._interceptor.note(text)
         self.output = without_graph(self._raw)

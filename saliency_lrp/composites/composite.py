@@ -8,7 +8,7 @@ from typing import Any
 from .. import rules as r
 from ..errors import InputError
 from ..rules import Rule
-from .selectors import Selector, at_output, depth, kind, selects, selects_in_forward, unmatched
+from .selectors import Selector, at_output, depth, kind, selects, selects_in_forward, selects_kind, unmatched
 
 Row = tuple[Selector, Rule]
 
@@ -124,6 +124,18 @@ class Composite:
                 if answer:
                     return rule
         raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
+
+    def rule_of_kind(self, kind: str) -> Rule | None:
+        """The rule that all sites of a kind get, whatever and wherever they are; None where it depends on the site."""
+        for selector, rule in (*self.rows, *self.base):
+            if kind not in rule.kinds:
+                continue
+            answer = selects_kind(selector, kind)
+            if answer is None:
+                return None
+            if answer:
+                return rule
+        return None
 
     @property
     def needs_preactivation(self) -> bool:
