@@ -34,6 +34,7 @@ if _TYPE_CHECKING:  # what follows in _PUBLIC, for editors and type checkers
     from .results import ImageSaliencyResult, SaliencyResults, get_image_saliency_plot
     from .rules import list_rules
     from .saliency import compare_saliency, get_image_saliency_results, get_saliency
+    from .tuning import tune
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ _PUBLIC = {
     "RelevancePropagator": "propagator",
     "TextExplanation": "language",
     "explain_text": "language",
+    "tune": "tuning",
 }
 #: modules that are public as such
 _MODULES = (
@@ -98,6 +100,7 @@ __all__ = [
     "stream",
     "text",
     "timeseries",
+    "tune",
     "unload_ipython_extension",
     "unregister",
 ]

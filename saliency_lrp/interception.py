@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
 from .engine.coefficient import CoefficientForm
 from .engine.ids import CASTS, SHAPES, IdFollower
+from .engine.inner_gradients import is_backward, next_gradient
 from .engine.reference import ReferenceForm
+from .engine.second_look import LEAVES_GRAPH, Exit
 from .errors import InputError
 from .functions import HANDLERS, custom, facts
 from .functions.call import Call, Tag
@@ -75,7 +77,10 @@ class Entry:
         "asks_only",
         "makes_ids",
         "reads_no_values",
+        "is_backward",
+        "leaves_graph",
         "may_draw",
+        "moves",
     )
 
     def __init__(self, func: Callable[..., Any]) -> None:
@@ -84,6 +89,8 @@ class Entry:
         self.always_inplace = bare != name or name in ("__setitem__", "data.set")
         self.inplace_position = inplace_position(func)
         self.name = bare
+        self.is_backward = is_backward(func)
+        self.leaves_graph = name in LEAVES_GRAPH
         handler = HANDLERS.get(func) or HANDLERS.get(name) or HANDLERS.get(bare)
         if handler is None and name.endswith((".get", ".set", ".delete")):
             handler = constant
@@ -95,6 +102,10 @@ class Entry:
         #: whether an activation may become ids by it; whether it looks at shapes alone
         self.makes_ids = bare in CASTS
         self.reads_no_values = name in SHAPES
+        row = facts.of(func, bare)
+        #: whether it moves the values of one tensor and nothing else has to be looked at
+        self.moves = row.kind == "routing" and row.gate == facts.AS_INPUT and row.keeps_sign is True
+        self.moves &= not self.always_inplace and self.inplace_position is None
         #: whether some calls draw random numbers
         self.may_draw = bool(facts.of(func, bare).random)
 
@@ -217,6 +228,11 @@ class Interceptor(TorchFunctionMode):
         #: what was there before the forward and the model writes into
         self.written = Written()
         self.single_views = False
+        #: what the gradients are that the model takes itself, once that is known
+        self.gradients: Iterator[Any] | None = None
+        #: how many calls took values out of the graph, and which of them values that depend on the input
+        self.leaving = 0
+        self.exits: dict[int, Exit] = {}
         #: whether something runs as it is that may send relevance to an activation that is 0
         self.opaque = False
 
@@ -235,6 +251,13 @@ class Interceptor(TorchFunctionMode):
         entry = LOOKED_UP.get(func)
         if entry is None:
             entry = LOOKED_UP[func] = Entry(func)
+        if entry.is_backward and peek_interpreter_stack() is None:
+            return next_gradient(self, func)
+        if entry.leaves_graph and torch.is_grad_enabled():
+            self.leaving += 1
+            tag = getattr(args[0], TAG, None)
+            if tag is not None and tag.trace is self.token:
+                return self.leave_graph(func, entry, args, kwargs)
         if not torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             return func(*args, **kwargs)  # inside somebody's autograd.Function, or a transform of torch.func
         if entry.may_draw:
@@ -242,6 +265,13 @@ class Interceptor(TorchFunctionMode):
         if self.ids.active and not entry.reads_no_values and self.ids.trails((*args, *kwargs.values())):
             return self.with_ids(func, entry, args, kwargs)
         return self.without_ids(func, entry, args, kwargs)
+
+    def leave_graph(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model takes a value out of the graph; whether that matters is seen by a second look."""
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        self.exits[self.leaving - 1] = Exit.noted(entry.name, self.location()[0], out)
+        return out
 
     def with_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that reads integers which come from the model's input."""
@@ -271,6 +301,10 @@ class Interceptor(TorchFunctionMode):
                 with torch.no_grad():  # parameters are constants, whether or not they require grad
                     return func(*args, **kwargs)
             return func(*args, **kwargs)
+        if entry.moves and self.form.early and len(activations) == 1 and not self.single_views:
+            if sum(1 for _ in iter_tensors(args, kwargs)) == 1 and kwargs.get("out") is None:
+                out = self.moved(func(*args, **kwargs), activations[0])
+                return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
         call = Call(func, entry.name, args, kwargs, activations, entry.writes(args, kwargs), self)
         if kwargs.get("out") is not None:
             return self.unknown_natively(call)
@@ -279,6 +313,16 @@ class Interceptor(TorchFunctionMode):
             return call.constant()
         out = self.seek_rectifier(entry, call) if self.binding.seeks_rectifiers else entry.handler(call)
         return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
+
+    def moved(self, out: Any, t: Tensor) -> Any:
+        """Tag the results of a call that moves the values of one activation, in the coefficient form."""
+        before = getattr(t, TAG)
+        for result in out if isinstance(out, (tuple, list)) else (out,):  # noqa: UP038  # a union is slower
+            if result is not t and isinstance(result, Tensor) and result.requires_grad:
+                tag = Tag(self.token, None, before.gate, before.nonnegative, before.depth)
+                tag.final = before.final
+                self.tag(result, tag)
+        return out
 
     def seek_rectifier(self, entry: Entry, call: Call) -> Any:
         """Carry out a call, as a ReLU if it spells one."""
@@ -291,32 +335,34 @@ class Interceptor(TorchFunctionMode):
     def activations(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], bool]:
         """Arguments that depend on the model's input, each once; and whether others require grad."""
         found: list[Tensor] = []
-        parameters = False
+        parameters, token = False, self.token
         for t in iter_tensors(args, kwargs):
             if not t.requires_grad:
                 continue
             tag = getattr(t, TAG, None)
-            if tag is not None and tag.trace is self.token:
+            if tag is not None and tag.trace is token:
                 if tag.version != t._version:
                     self.rewritten(t)
-            elif not self.adopt(t):
+                    tag = getattr(t, TAG)
+            elif self.adopt(t):
+                tag = getattr(t, TAG)
+            else:
                 parameters = True
                 continue
             if not found or not any(t is a for a in found):
                 found.append(t)
-                self.read(t, getattr(t, TAG))
+                tag.readers += 1
+                if tag.site is not None:
+                    self.read(t, tag.site)
         return found, parameters
 
-    def read(self, t: Tensor, tag: Tag) -> None:
-        """Another call reads an activation: a ReLU is then not all that relevance comes back from."""
-        tag.readers += 1
-        site = tag.site
-        if site is not None and site.cut:
+    def read(self, t: Tensor, site: Site) -> None:
+        """Another call reads what a site made: a ReLU is then not all that relevance comes back from."""
+        site.before = None
+        if site.cut:
             with torch._C.DisableTorchFunction():
                 site.result, site.cut = t.detach(), False
             self.remember(site.result, site, OUTPUT)
-        if site is not None:
-            site.before = None
 
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
@@ -324,10 +370,11 @@ class Interceptor(TorchFunctionMode):
         It does where it was written into through a view, or where something made it whose calls cannot be seen (a
         custom ``autograd.Function``, a scripted function, ...); the latter is reported.
         """
+        if self.form.early and t.grad_fn is not None:
+            self.form.refuse("what made an activation was not seen")
         found = origin(t, self.token, self.binding, self.roots)
         if found.depth is None:
             return False
-        self.form.refuse("what made an activation was not seen")
         self.report_foreign(found)
         mark(t, self.token, found.depth)
         self.tag(t, Tag(self.token, depth=found.depth))
@@ -335,13 +382,19 @@ class Interceptor(TorchFunctionMode):
 
     def wrote(self, t: Tensor, depth: int) -> None:
         """A call that was seen wrote into a tensor: where that is a view, its base has a new node, too."""
-        if t._base is not None:
-            mark(t._base, self.token, depth)
+        base = t._base
+        if base is None:
+            return
+        if not self.form.early:
+            mark(base, self.token, depth)
+        elif getattr(base, TAG, None) is not None:
+            if getattr(base, TAG).final:
+                self.form.refuse("the model writes into its input")
+            self.tag(base, Tag(self.token, depth=max(depth, getattr(base, TAG).depth)))
 
     def rewritten(self, t: Tensor) -> None:
         """An activation was written into, perhaps through a view: what was known of it no longer holds."""
-        if getattr(t, TAG).final:
-            self.form.refuse("the model writes into its input")
+        self.form.refuse("the model writes where no call was seen, or reads what it wrote through another view")
         found = origin(t, self.token, self.binding, self.roots)
         self.report_foreign(found)
         self.tag(t, Tag(self.token, depth=max(found.depth or 0, getattr(t, TAG).depth)))
@@ -395,7 +448,8 @@ class Interceptor(TorchFunctionMode):
             self.wrote(call.args[0], depth)
         for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # noqa: UP038  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
-                mark(t, self.token, depth)
+                if not self.form.early:
+                    mark(t, self.token, depth)
                 tag = Tag(self.token, None, gate, nonnegative, depth)
                 tag.final = final
                 self.tag(t, tag)
@@ -477,9 +531,11 @@ class Interceptor(TorchFunctionMode):
         self.opaque = True
         self.form.refuse(what)
 
-    def unknown_call(self, name: str, why: str, how: str = "relevance passes it like a gradient") -> None:
+    def unknown_call(
+        self, name: str, why: str, how: str = "relevance passes it like a gradient", path: str | None = None
+    ) -> None:
         """Report a call that has no rule of its own."""
-        path = self.location()[0]
+        path = self.location()[0] if path is None else path
         text = f"{name} at {path!r} is not understood ({why}); {how}"
         if self.binding.unknown == "error":
             raise InputError(text + ". Use unknown='warn' to get a map all the same")

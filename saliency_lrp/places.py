@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from .errors import InputError
 from .functions.site import Site
 from .interception import TAG, Interceptor
 from .model.interrupts import delivering
@@ -81,7 +79,8 @@ class Watch:
             path = self.interceptor.names.get(id(module))
             if path is None:
                 path = f"{stack[-1][0]}.{type(module).__name__}".lstrip(".")
-            arguments = self.places(args)  # made by whoever calls
+            # made by whoever calls; a trace whose composite is bound is not asked for relevance inside the model
+            arguments = [] if self.interceptor.form.early else self.places(args)
             stack.append((path, module))
             self.open.append(arguments)
 
@@ -90,6 +89,10 @@ class Watch:
             return
         with torch._C.DisableTorchFunction():
             path, _ = self.interceptor.location()
+            if self.interceptor.form.early:
+                self.open.pop()
+                self.interceptor.stack.pop()
+                return
             call = ModuleCall(self.open.pop(), self.places(result))
             self.calls.setdefault(path, []).append(call)
             if isinstance(result, Tensor) and not call.inputs and not call.outputs:
@@ -121,22 +124,3 @@ class Watch:
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-def only(part: Any, output_nr: int, name: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """A hook that keeps the chosen part of the relevance that arrives at one output of an autograd node."""
-
-    def keep(R: Tensor) -> Tensor:
-        if callable(part):
-            return part(R)
-        if isinstance(part, Tensor) and (part.dtype == torch.bool or part.is_floating_point()):
-            return R * part.to(R.device)
-        axis = -1 if R.dim() == 3 else 1 if R.dim() > 1 else 0
-        index = torch.as_tensor(part, device=R.device).reshape(-1)
-        if index.numel() and not -R.shape[axis] <= int(index.min()) <= int(index.max()) < R.shape[axis]:
-            raise InputError(f"module {name!r} has {R.shape[axis]} channels; condition asks for {part!r}")
-        mask = torch.zeros(R.shape[axis], dtype=R.dtype, device=R.device)
-        mask[index] = 1
-        return R * mask.reshape(-1, *(1,) * (R.dim() - 1 - axis % R.dim()))
-
-    return lambda Rs: tuple(keep(R) if k == output_nr and R is not None else R for k, R in enumerate(Rs))

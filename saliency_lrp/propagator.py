@@ -27,15 +27,18 @@ from .composites import Composite
 from .constants import Constants
 from .engine import start
 from .engine.coefficient import CoefficientForm
+from .engine.conditions import Gate, down_to_the_last, mask_of
+from .engine.inner_gradients import TakesGradient, gradients_inside
 from .engine.inputs import Arguments, without_graph
 from .engine.nodes import NoCoefficient
+from .engine.second_look import MEANT, places_that_matter
 from .errors import InputError, ModelCallError, unknown_name
 from .functions.site import Site
-from .interception import TAG, Binding, Interceptor
+from .interception import TAG, Binding, Interceptor, canonical_name
 from .model import graph_free
 from .model.as_found import Calling, as_found
 from .model.unwrapped import named_modules, unwrapped
-from .places import ModuleCall, Place, Watch, only
+from .places import ModuleCall, Place, Watch
 from .report import Account, Report, total
 from .rules import Rule
 
@@ -274,18 +277,20 @@ class Trace:
                 raise NoCoefficient("the input is complex")
             self._forward(self._model, self._modules, no_copies=True, form=CoefficientForm(self.composite))
             self._finish()
-        except (NoCoefficient, RuntimeError, ModelCallError) as why:
+        except (NoCoefficient, RuntimeError, ModelCallError, TakesGradient) as why:
             self.reason = str(why)
             return False
         return True
 
     def _record(self) -> None:
         """Record with nothing bound: every call a node that hands relevance on, by any rule."""
-        ways: dict[str, bool] = {}
+        ways: dict[str, Any] = {}
         while True:
             try:
                 self._forward(self._model, self._modules, **ways)
                 break
+            except TakesGradient:
+                ways["gradients"] = gradients_inside(self._model, self._modules, self._arguments)
             except RuntimeError as error:
                 other = next((way for message, way in OTHER_WAYS.items() if message in str(error)), None)
                 if other is None or other in ways:
@@ -306,6 +311,7 @@ class Trace:
         modules: Iterable[nn.Module],
         single_views: bool = False,
         no_copies: bool = False,
+        gradients: list[Any] | None = None,
         form: CoefficientForm | None = None,
     ) -> None:
         """Run the model with hooks and interception on; whatever happens, nothing is left behind on it."""
@@ -313,6 +319,7 @@ class Trace:
         self.calls.clear()
         self._interceptor = Interceptor(self.binding, self.binding.names, self.sites, form=form)
         self._interceptor.single_views = single_views
+        self._interceptor.gradients = None if gradients is None else iter(gradients)
         self._raw: Any = None
         args, kwargs = self._enter()
         watch = Watch(self._interceptor, self.calls)
@@ -332,6 +339,22 @@ class Trace:
         self._interceptor.saved.clear()
         for what in written.passed:
             self._interceptor.note(f"{what} inside the model is passed, as torch.no_grad() is: relevance goes on there")
+
+    def _look_again(self) -> None:
+        """Whether the output depends on values that the model took out of the graph, where relevance cannot follow."""
+        try:
+            places = places_that_matter(
+                self._model, self._modules, self._arguments, self._interceptor.exits, canonical_name
+            )
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:
+            self._interceptor.note(f"a second look at {len(self._interceptor.exits)} values was not possible: {error}")
+            return
+        for name, path in places:
+            why, how = "the output moves with a value taken out of the graph", "what passes it gets no relevance"
+            if name in MEANT:
+                self._interceptor.note(f"{name} at {path!r}: {why}; {how}, as the model says by it")
+            else:
+                self._interceptor.unknown_call(name, why, how, path)
 
     def _free_of_graphs(self, modules: Iterable[nn.Module]) -> None:
         """What the model keeps is free of the graph; what it returned has it."""
@@ -368,11 +391,14 @@ class Trace:
                 self._interceptor.adopt(t)  # made by a custom autograd.Function, which is reported
             if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
                 tag.site.is_output = tag.site.kind != "softmax" or not tag.readers  # else weights of attention
+                tag.readers += 1
                 if not self.bound:
-                    self._interceptor.read(t, tag)
+                    self._interceptor.read(t, tag.site)
         for text in (*self._arguments.notes, *self._interceptor.ids.remarks()):
             self._interceptor.note(text)
         self.output = without_graph(self._raw)
+        if self._interceptor.exits:
+            self._look_again()
 
     def _rank(self) -> int:
         """Number the linear sites; returns how many there are."""
@@ -424,7 +450,8 @@ class Trace:
             Conditional relevance (concept relevance propagation, Achtibat et al. 2023): only what passes through
             these parts of these modules' outputs. Maps a module path to channel indices (axis 1; the last axis of
             (items, tokens, features)), a mask that broadcasts to the output, or a callable of the relevance there.
-            It acts below that output: :meth:`layer_relevance` of the very module is what arrived there.
+            It acts below that output: :meth:`layer_relevance` of the very module is what arrived there. What goes
+            around a module, by a skip connection, does not pass it; of several modules, all are to be passed.
         at : str, optional
             Explain neurons inside the model instead of the output: the path of a module (its last call). The model
             runs once more, to see their values.
@@ -596,15 +623,15 @@ class Trace:
                 total_share.as_strided(view.shape, view.stride(), offset).add_(share.reshape(view.shape))
         return found
 
-    def _conditioned(self, condition: Mapping[str, Any]) -> list[Any]:
-        """Let only a chosen part of the relevance through at the outputs of some modules; handles to undo it."""
-        handles = []
-        for name, part in condition.items():
-            for call in range(len(self.calls.get(name, ())) or 1):
-                for place in self._places(name, "output", call):
-                    for edge in self._edges(place):
-                        handles.append(edge.node.register_prehook(only(part, edge.output_nr, name)))
-        return handles
+    def _gates(self, condition: Mapping[str, Any]) -> list[Gate]:
+        """Where conditioned relevance has to pass, and what of it does: every output of every call of the modules."""
+        return [
+            Gate(name, edge, mask_of(part, place.shape, name))
+            for name, part in condition.items()
+            for call in range(len(self.calls.get(name, ())) or 1)
+            for place in self._places(name, "output", call)
+            for edge in self._edges(place)
+        ]
 
     def _edges(self, place: Place) -> list[GradientEdge]:
         """Where the relevance of a place arrives.
@@ -728,28 +755,38 @@ class Trace:
         out = starts[0][0]
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
+        gates = self._gates(condition or {})
+        vanishing = not self._interceptor.opaque and not gates
         if self.bound:
             seeds = as_coefficient(seeds, out.detach())
-        vanishing = not self._interceptor.opaque and not any(map(callable, (condition or {}).values()))
         with self._lock, Calling():
             kept = Account() if account else None
-            self.binding.use(chosen, kept)
+            self.binding.use(chosen, None if gates else kept)
             # of neurons inside the model it is not known here whether any is 0
             at_zero = not isinstance(out, Tensor) or bool(((out == 0) & (seeds != 0)).any())
             self.binding.vanishing = self.bound or (vanishing and not at_zero)
             self.binding.maps = len(starts)
-            self.binding.retain, self._freed = retain, not retain
-            self.binding.parameters = {} if parameters else None
-            handles = self._conditioned(condition or {})
+            self.binding.retain = True
+            inside = [edge for group in edges for edge in group]
+            outputs, relevance = [out], [seeds.clone() if seeds.is_inference() else seeds]
+            above: list[Tensor | None] = [None] * len(inside)
+            handles: list[Any] = []
             try:
-                values = torch.autograd.grad(
-                    out,
-                    [*leaves, *(edge for group in edges for edge in group)],
-                    seeds.clone() if seeds.is_inference() else seeds,
-                    retain_graph=retain or self._interceptor.ids.from_floats,
-                    allow_unused=True,
-                    is_grads_batched=several,
-                )
+                if gates:
+                    outputs, relevance, above = down_to_the_last(outputs, relevance, gates, inside, handles)
+                    self.binding.account = kept
+                self.binding.retain, self._freed = retain, not retain
+                self.binding.parameters = {} if parameters else None
+                values: Sequence[Tensor | None] = [None] * (len(leaves) + len(inside))
+                if outputs:
+                    values = torch.autograd.grad(
+                        outputs,
+                        [*leaves, *inside],
+                        relevance,
+                        retain_graph=retain or self._interceptor.ids.from_floats,
+                        allow_unused=True,
+                        is_grads_batched=several,
+                    )
                 self._unknown = list(self.binding.unknown_sites.values())
                 found = [self._at_arguments(values[: len(leaves)], k if several else None) for k in range(len(starts))]
                 if kept is not None:
@@ -763,7 +800,7 @@ class Trace:
         if not retain:
             self._raw = None
         maps = [self._arguments.arranged(by_argument) for by_argument in found]
-        read = iter(values[len(leaves) :])
+        read = iter([v if v is not None else w for v, w in zip(values[len(leaves) :], above, strict=True)])
         at = []
         for place, group in zip(places, edges, strict=True):
             parts = [v for v in itertools.islice(read, len(group)) if v is not None]

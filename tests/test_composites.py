@@ -310,3 +310,18 @@ def test_a_function_of_ones_own_in_one_line(tables):
     assert trace.warnings() == []
     with pytest.raises(UnknownNameError, match="mean 'activation'"):
         functions.register("i0", "activatoin")
+
+
+def test_every_composite_has_a_line_and_those_to_begin_with_come_first():
+    from saliency_lrp import list_composites
+    from saliency_lrp.composites import grouped
+
+    described = list_composites(verbose=True)
+    assert set(described) == set(list_composites()) and list(described)[0] == "auto"
+    assert list(grouped()) == ["Start here", "From papers", "Gradients", "Other programs"]
+    assert len(grouped()["Start here"]) == 6
+    assert sum(map(len, grouped().values())) == len(described)
+    for name, line in described.items():
+        assert 20 < len(line) < 150 and "\n" not in line and line.endswith("."), (name, line)
+    assert repr(described).splitlines()[0].startswith("auto ")
+    assert list_composites() == sorted(list_composites())

@@ -13,8 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from saliency_lrp import RelevancePropagator, list_composites
+from saliency_lrp import RelevancePropagator, list_composites, rules
 
 F64 = torch.float64
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {}
@@ -383,3 +385,161 @@ def test_both_forms_agree(name):
         assert (got - want).abs().max() <= 1e-6 * want.abs().max(), composite
         bound[composite] = trace.bound
     assert bound["epsilon"] and bound["attnlrp"] and bound["auto"], bound
+
+
+# ------------------------------------------------------------------------------------------------ long sequences
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any operator's result has inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.most = max(self.most, *(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor)), 0)
+        return out
+
+
+@pytest.mark.parametrize("composite", ["attnlrp", "cp_lrp", "epsilon_plus", "auto"])
+@pytest.mark.parametrize("form", ["bound_trace", "trace"])
+@pytest.mark.parametrize("variant", [{}, {"is_causal": True}, {"scale": 0.1}])
+def test_no_matrix_of_all_pairs_is_made(variant, form, composite):
+    """Attention over S positions: nothing of S × S elements, forward or backward, for one map or several."""
+    S, heads, d = 512, 1, 8
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.head = nn.Linear(d, 3 * d), nn.Linear(d, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, heads, d)).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, **variant)
+            return self.head(y.transpose(1, 2).flatten(2)[:, -1])
+
+    net, x = Net(), torch.randn(1, S, d)
+    with Largest() as size:
+        trace = getattr(RelevancePropagator(net, composite), form)(x)
+        assert trace.bound == (form == "bound_trace")
+        trace.relevance(1)
+        trace.relevance([0, 1, 2])
+    assert 0 < size.most < S * S
+
+
+def test_what_the_last_test_counts():
+    """Where attention is written out, the matrix is there: else the test above shows nothing."""
+    with Largest() as size:
+        q = torch.randn(1, 1, 512, 8)
+        torch.softmax(q @ q.mT, -1) @ q
+    assert size.most == 512 * 512
+
+
+# ------------------------------------------------------------------------------------------------ what falls back
+
+
+def counted(net: nn.Module) -> list[int]:
+    """A list that grows by one with every forward pass."""
+    passes: list[int] = []
+    net.register_forward_hook(lambda *_: passes.append(1))
+    return passes
+
+
+def test_a_composite_without_a_coefficient_is_found_out_once():
+    net, x = built("conv_relu")
+    passes = counted(net)
+    propagator = RelevancePropagator(net, rules.Flat())
+    for _ in range(3):
+        trace = propagator.bound_trace(x)
+        assert not trace.bound and "Flat" in propagator.reference_only
+    # the first try ends at the first layer whose rule has no coefficient, before the model is through
+    assert len(passes) == 3
+
+
+def test_a_bound_trace_can_be_asked_anything():
+    """It runs the model once more, and then is a trace like any other."""
+    net, x = built("residual")
+    passes = counted(net)
+    trace, full = RelevancePropagator(net, "epsilon").bound_trace(x), RelevancePropagator(net, "epsilon").trace(x)
+    assert len(passes) == 2 and trace.bound
+    R = trace.relevance(2)
+    torch.testing.assert_close(trace.relevance([2, 0])[0], R)
+    assert trace.bound and len(passes) == 2
+    full.relevance(2, account=True)
+    assert trace.report().seed == pytest.approx(full.report().seed)
+    assert not trace.bound and len(passes) == 3
+    for ask in (
+        lambda t: t.layer_relevance("two", 1),
+        lambda t: t.relevance(1, composite="epsilon_plus"),
+        lambda t: t.relevance(1, condition={"one": [0, 1]}),
+        lambda t: t.parameter_relevance(1)["one.weight"],
+    ):
+        torch.testing.assert_close(ask(trace), ask(full))
+    assert len(passes) == 3
+
+
+def test_a_seed_on_a_zero_is_explained_all_the_same():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).to(F64)
+    x = torch.randn(1, 3, 6, 6, dtype=F64)
+    propagator = RelevancePropagator(net, rules.Epsilon(0.1))
+    want = propagator.trace(x).relevance(seed=torch.ones(1, 64, dtype=F64))
+    trace = propagator.bound_trace(x)
+    assert trace.bound
+    torch.testing.assert_close(trace.relevance(seed=torch.ones(1, 64, dtype=F64)), want)
+    assert not trace.bound and not propagator.reference_only  # other seeds have coefficients
+
+
+def test_what_a_model_writes_over_is_found_out():
+    """Autograd keeps what a convolution read; a model that writes into it is explained in the reference form."""
+
+    def run(m, x):
+        y = torch.tanh(m.one(x))
+        z = m.two(y)
+        y *= 2.0
+        return m.head((z + y).flatten(1))
+
+    net = Lambda(
+        run, one=nn.Conv2d(3, 4, 3), two=nn.Conv2d(4, 4, 3, padding=1), head=nn.Linear(64, 3)
+    ).to(F64)  # fmt: skip
+    x = torch.randn(1, 3, 6, 6, dtype=F64)
+    for composite in ("epsilon", "epsilon_plus", "auto"):
+        propagator = RelevancePropagator(net, composite)
+        got, want = propagator.bound_trace(x).relevance(1), propagator.trace(x).relevance(1)
+        assert (got - want).abs().max() <= 1e-6 * want.abs().max()
+
+
+def test_a_model_that_catches_every_exception_does_not_swallow_the_fallback():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                y = self.one(x)
+                return self.two(y)
+            except Exception:
+                return x[:, :3] * 0.0
+
+    net, x = Net(), torch.randn(2, 4)
+    trace = RelevancePropagator(net, rules.Flat()).bound_trace(x)
+    assert torch.equal(trace.output, net(x))
+    torch.testing.assert_close(trace.relevance(1), RelevancePropagator(net, rules.Flat()).trace(x).relevance(1))
+
+
+def test_softmax_that_is_read_and_returned():
+    """Attention weights among the outputs are no end of the model."""
+
+    def run(m, x):
+        a = (m.q(x) @ m.k(x).mT).softmax(-1)
+        return m.head((a @ x).mean(1)), a
+
+    net = Lambda(run, q=nn.Linear(8, 4), k=nn.Linear(8, 4), head=nn.Linear(8, 3)).to(F64)
+    x = torch.randn(2, 5, 8, dtype=F64)
+    propagator = RelevancePropagator(net, "attnlrp")
+    trace = propagator.bound_trace(x)
+    got, want = (t.relevance(lambda out: out[0][:, 1]) for t in (trace, propagator.trace(x)))
+    assert trace.bound
+    assert (got - want).abs().max() <= 1e-6 * want.abs().max()

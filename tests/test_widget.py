@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 import time
 import zlib
 
 import numpy as np
 import pytest
+import traitlets
 from PIL import Image
 from widget_source import KnownSource
 
 from saliency_lrp.errors import InputError, UnknownNameError
-from saliency_lrp.widget import SIGNS, SaliencyWidget, blend, colour_limit, colour_table
+from saliency_lrp.widget import SIGNS, Checked, SaliencyWidget, blend, colour_limit, colour_table
 
 
 def make(selected=("lrp", "grad_x_input"), **options):
@@ -392,3 +394,127 @@ def test_closing_stops_the_workers():
     lane = widget._lanes[False]
     lane.close(5)
     assert lane._thread is None
+
+
+# ---------------------------------------------------------------------------- lines over the picture, slices, checks
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_outline_encloses_exactly_the_mask(seed):
+    """Filled by the even-odd rule along rows, the outline's vertical edges give the mask back."""
+    from saliency_lrp.widget import marks
+
+    mask = np.random.default_rng(seed).random((7, 9)) > 0.5
+    path = marks.outline(mask)
+    assert re.fullmatch(r"(M\d+ \d+[HV]\d+)*", path)
+    edges = np.zeros((7, 10), int)
+    for left, top, bottom in re.findall(r"M(\d+) (\d+)V(\d+)", path):
+        edges[int(top) : int(bottom), int(left)] += 1
+    np.testing.assert_array_equal(np.cumsum(edges, 1)[:, :-1] % 2 == 1, mask)
+
+
+def test_truth_is_a_mask_or_a_box():
+    from saliency_lrp.widget import marks
+
+    box = marks.as_mask((2, 1, 5, 4), (6, 8))
+    assert box.sum() == 9 and box[1:4, 2:5].all()
+    mask = np.eye(6, 8)
+    np.testing.assert_array_equal(marks.as_mask(mask, (6, 8)), mask.astype(bool))
+    for wrong in (np.ones((3, 3)), np.ones(5), 7):
+        with pytest.raises(InputError, match="truth"):
+            marks.as_mask(wrong, (6, 8))
+
+
+def test_the_frame_and_the_mask_are_in_the_picture():
+    from saliency_lrp.widget import marks
+
+    picture = np.full((20, 30, 3), 200, np.uint8)
+    mask = np.zeros((20, 30), bool)
+    mask[5:9, 5:9] = True
+    out = marks.drawn(picture, [2.0, 3.0, 18.0, 27.0], mask)
+    assert (out[5:9, 5] == marks.TRUTH).all() and (out[6:8, 6:8] == 200).all()
+    assert (out[2, 3:27] == marks.FRAME).all(-1).sum() > 10 and (out[0] == 200).all()
+    assert marks.drawn(picture, [], None) is picture
+
+
+class Volume(KnownSource):
+    """Slices whose number is their brightness, and a map that is strongest in slice 2."""
+
+    def __init__(self) -> None:
+        super().__init__(16, methods=("lrp", "a"))
+        self.picture = (
+            np.repeat(np.arange(4, dtype=np.uint8)[:, None, None, None] * 60, 16, 1).repeat(16, 2).repeat(3, 3)
+        )
+
+    def _wave(self, *what):
+        return np.stack([super(Volume, self)._wave(*what) * k for k in (0.1, 0.5, 2.0, 0.2)])
+
+
+def test_a_volume_is_shown_slice_by_slice():
+    source = Volume()
+    widget = SaliencyWidget(source, selected=("lrp", "a"), rule="epsilon", target=0)
+    assert widget.wait(10)
+    assert (widget.depth, widget.width, widget.height) == (4, 16, 16) and len(widget.image) == 4 * 16 * 16 * 3
+    assert widget.slice == 2  # where the first map is strongest
+    sheets = []
+    for slice_ in (2, 0):
+        widget.slice = slice_
+        sheets.append(np.asarray(Image.open(io.BytesIO(widget.to_png(columns=2, width=16)))).astype(int))
+        values = widget.maps()["lrp"]
+        limit = colour_limit(values, widget.percentile)  # of the whole volume: slices compare
+        expected = blend(source.picture[slice_], values[slice_], limit=limit).astype(int)
+        tile = sheets[-1][32:48, 36:52]
+        assert np.abs(tile - expected).max() == 0
+    assert np.abs(sheets[0] - sheets[1]).max() > 20
+    for wrong in (-1, 4, "x"):
+        with pytest.raises((InputError, traitlets.TraitError)):
+            widget.slice = wrong
+    assert len(widget.to_html()) > 1000
+
+
+class Checking(KnownSource):
+    def check(self, panel, target, rule, watch):
+        if panel == "broken":
+            raise ValueError("cannot")
+        finding = {"name": "made again", "text": f"the same for {target}, {rule}", "holds": True}
+        return Checked("The map holds.", True, [finding], ["nothing"], [("another class", self._wave("x"))])
+
+
+def checked(widget, panel):
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        check = {info["id"]: info for info in widget.panels}[panel].get("check")
+        if check and check["state"] != "running":
+            return check
+        time.sleep(0.02)
+    raise AssertionError("the check did not end")
+
+
+def test_a_map_is_checked_on_request():
+    widget = SaliencyWidget(Checking(32), selected=("lrp", "grad_x_input"), rule="epsilon", target=1)
+    assert widget.wait(10) and widget.can_check
+    widget._handle_custom_msg({"type": "check", "id": "lrp"}, [])
+    found = checked(widget, "lrp")
+    assert found["holds"] and found["verdict"] == "The map holds." and "for 1, epsilon" in found["findings"][0]["text"]
+    picture = Image.open(io.BytesIO(base64.b64decode(found["pictures"][0]["src"].partition(",")[2])))
+    assert picture.size == (32, 32) and np.asarray(picture).std() > 5
+    widget.rule = "gamma"  # another map: what was found does not hold for it
+    assert widget.wait(10)
+    assert "check" not in next(info for info in widget.panels if info["id"] == "lrp")
+    with pytest.raises(InputError, match="no finished map"):
+        widget.check("nothing")
+    plain, _ = make()
+    assert plain.wait(10) and not plain.can_check
+    with pytest.raises(InputError):
+        plain.check("lrp")
+
+
+def test_progress_says_how_long_it_still_takes():
+    widget, _ = make(selected=("slow",))
+    end = time.monotonic() + 10
+    left = ""
+    while not left and time.monotonic() < end:
+        left = widget.panels[0].get("left", "")
+        time.sleep(0.02)
+    assert re.fullmatch(r"~\d+ s", left)
+    widget.close()

@@ -6,8 +6,8 @@ is defined for its kind, and the row of its kind in the defaults where no row do
 * a module class: sites called by such a module (``nn.Conv2d``),
 * a string: a glob on the module path (``"layer4.*"``),
 * :func:`kind`, :func:`family`, :func:`op`, :func:`claims`: what the site computes,
-* :func:`first`, :func:`until`: how many linear sites lie between the model's input and this one, :func:`last`: the last
-  ones in execution order,
+* :func:`first`, :func:`until`, :func:`depth`: how many linear sites lie between the model's input and this one,
+  :func:`last`: the last ones in execution order,
 * :func:`rectifier`: ReLUs in any spelling, :func:`at_output`: what computes the model's output,
 * any predicate ``site -> bool``; and a tuple of selectors, which selects what all of them do.
 
@@ -15,13 +15,14 @@ is defined for its kind, and the row of its kind in the defaults where no row do
 """
 
 from . import peers, presets
-from .composite import Composite, Row, defaults, defaults_for
+from .composite import Composite, Row, defaults, defaults_for, graded
 from .peers import apart
 from .selectors import (
     Selector,
     Where,
     at_output,
     claims,
+    depth,
     family,
     first,
     kind,
@@ -31,4 +32,4 @@ from .selectors import (
     selects,
     until,
 )
-from .table import COMPOSITES, get, list_composites, register
+from .table import COMPOSITES, describe, get, grouped, list_composites, register

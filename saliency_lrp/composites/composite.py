@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import rules as r
 from ..errors import InputError
 from ..rules import Rule
-from .selectors import Selector, at_output, kind, selects, selects_in_forward
+from .selectors import Selector, at_output, depth, kind, selects, selects_in_forward, selects_kind
 
 Row = tuple[Selector, Rule]
 
@@ -40,6 +40,43 @@ def defaults_for(rule: Rule, epsilon: float = 1e-12) -> list[Row]:
     if getattr(rule, "bias", "keep") == "distribute":
         return [(kind("sum"), r.Norm(epsilon, bias="distribute")), *rows]
     return rows
+
+
+def graded(
+    rule: Callable[[float], Rule], at_input: float, deep: float, over: int, where: Selector = (), steps: int = 8
+) -> list[Row]:
+    """Rows for a rule whose strength changes with depth, by equal factors.
+
+    Parameters
+    ----------
+    rule : callable
+        Makes the rule of a strength.
+    at_input, deep : float
+        The strength at the model's input, and at ``over`` linear sites behind it and deeper; > 0.
+    over : int
+        Over how many linear sites it changes. Shallower networks do not see the whole change.
+    where : selector
+        Among which linear sites; by default all.
+    steps : int
+        How many rows: sites of about the same depth share one.
+
+    Examples
+    --------
+    >>> falling = graded(rules.GeneralizedGamma, 1.0, 0.05, 48, family("convolution"))          # doctest: +SKIP
+    """
+    steps = min(steps, over)
+    if not (at_input > 0 and deep > 0 and steps >= 1):
+        raise InputError(
+            f"a graded rule takes strengths > 0 and changes over at least one site in at least one step; got "
+            f"{at_input!r}, {deep!r}, over={over!r}, steps={steps!r}"
+        )
+    among = where if isinstance(where, tuple) else (where,)
+    bounds = [round(over * k / steps) for k in range(steps)]
+    strengths = [at_input * (deep / at_input) ** (k / max(1, steps - 1)) for k in range(steps)]
+    return [
+        ((*among, depth(low, high)), rule(float(f"{strength:.3g}")))
+        for low, high, strength in zip(bounds, [*bounds[1:], None], strengths, strict=True)
+    ]
 
 
 class Composite:
@@ -87,6 +124,18 @@ class Composite:
                 if answer:
                     return rule
         raise InputError(f"composite {self.name!r} has no rule for {site.describe()} (kind {site.kind!r})")
+
+    def rule_of_kind(self, kind: str) -> Rule | None:
+        """The rule that all sites of a kind get, whatever and wherever they are; None where it depends on the site."""
+        for selector, rule in (*self.rows, *self.base):
+            if kind not in rule.kinds:
+                continue
+            answer = selects_kind(selector, kind)
+            if answer is None:
+                return None
+            if answer:
+                return rule
+        return None
 
     @property
     def needs_preactivation(self) -> bool:

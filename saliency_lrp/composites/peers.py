@@ -40,6 +40,17 @@ def bias_mode(bias: bool) -> BiasMode:
     return "keep" if bias else "zero"
 
 
+#: what the one-rule analyzers do, by the beginning of their names
+ANALYZERS = {
+    "lrp.z": "LRP-0 on every linear site",
+    "lrp.epsilon": "LRP-ε on every linear site",
+    "lrp.w_square": "w² on every linear site",
+    "lrp.flat": "Equal shares on every linear site",
+    "lrp.alpha_beta": "αβ on every linear site, α and β as given",
+    "lrp.alpha_2_beta_1": "αβ with α = 2, β = 1 on every linear site",
+    "lrp.alpha_1_beta_0": "αβ with α = 1, β = 0 on every linear site",
+    "lrp.z_plus": "z⁺ without bias on every linear site",
+}
 #: rule of the one-rule analyzers; ``_IB`` ignores the bias
 INNVESTIGATE: dict[str, Callable[..., Rule]] = {
     "lrp.z": lambda bias=True: r.Epsilon(1e-12, bias=bias_mode(bias)),
@@ -67,12 +78,18 @@ def apart(selector: Selector, rule: Rule, batch_norm: Rule | None = None) -> lis
 
 
 def analyzer(name: str, rule: Callable[..., Rule]) -> Callable[..., Composite]:
+    """Builder of a one-rule analyzer."""
+
     def build(input_layer_rule: Rule | None = None, **options: Any) -> Composite:
         one = rule(**options)
         rows = [] if input_layer_rule is None else apart(first(), input_layer_rule, batch_norm=one)
         return Composite(rows + apart(kind("linear"), one), defaults(1e-12), name)
 
     first_layer = inspect.Parameter("input_layer_rule", inspect.Parameter.KEYWORD_ONLY, default=None)
+    what = ANALYZERS[name.removesuffix("_IB").removesuffix("_fast")]
+    build.__doc__ = (
+        f"{what}{', biases ignored' if name.endswith('_IB') else ''}; batch norms are layers (iNNvestigate)."
+    )
     build.__signature__ = inspect.Signature([*inspect.signature(rule).parameters.values(), first_layer])
     return build
 
@@ -86,6 +103,8 @@ PRESET_BATCH_NORM = r.AlphaBetaX((2, 0), (1, 0), 1e-12)
 
 
 def preset(name: str, convolution: Rule, flat: Selector | None) -> Callable[..., Composite]:
+    """Builder of a preset: αβ on convolutions, ε on dense layers, flat where it is asked for."""
+
     def build(
         epsilon: float = 0.1, until_layer_idx: int | None = None, input_layer_rule: Rule | None = None
     ) -> Composite:
@@ -99,6 +118,9 @@ def preset(name: str, convolution: Rule, flat: Selector | None) -> Callable[...,
         rows += apart(family("dense"), r.Epsilon(epsilon), PRESET_BATCH_NORM)
         return Composite([*rows, (family("batch_norm"), PRESET_BATCH_NORM)], defaults(1e-12), name)
 
+    where = ", flat on the first layer" if flat is not None else ", flat up to a layer" if "until" in name else ""
+    alpha = "α = 2, β = 1" if "_b" in name.removeprefix("lrp.sequential") else "α = 1, β = 0"
+    build.__doc__ = f"αβ with {alpha} on convolutions, ε = 0.1 on dense layers{where} (iNNvestigate's {name[4:]})."
     return build
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from ..errors import InputError
 
 Selector = type | str | Callable[[Any], bool] | tuple
 
@@ -12,13 +14,23 @@ Selector = type | str | Callable[[Any], bool] | tuple
 class Where:
     """A named predicate on sites, so that tables print readably.
 
-    ``foresees`` says that it asks what comes after the site, which is not known in the forward pass.
+    ``foresees`` says that it asks what comes after the site, which is not known in the forward pass; ``kinds``, which
+    kinds of sites it may select (None: any), and ``whole``, whether it selects all of those.
     """
 
-    def __init__(self, name: str, test: Callable[[Any], bool], foresees: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        test: Callable[[Any], bool],
+        foresees: bool = False,
+        kinds: Iterable[str] | None = None,
+        whole: bool = False,
+    ) -> None:
         self.name = name
         self.test = test
         self.foresees = foresees
+        self.kinds = None if kinds is None else frozenset(kinds)
+        self.whole = whole
 
     def __call__(self, site: Any) -> bool:
         return self.test(site)
@@ -29,12 +41,12 @@ class Where:
 
 def kind(*names: str) -> Where:
     """Sites of these kinds, such as ``"linear"``, ``"sum"``, ``"softmax"``."""
-    return Where(f"kind({', '.join(names)})", lambda site: site.kind in names)
+    return Where(f"kind({', '.join(names)})", lambda site: site.kind in names, kinds=names, whole=True)
 
 
 def family(*names: str) -> Where:
     """Linear sites of these families: ``"convolution"``, ``"dense"``, ``"batch_norm"``."""
-    return Where(f"family({', '.join(names)})", lambda site: site.family in names)
+    return Where(f"family({', '.join(names)})", lambda site: site.family in names, kinds=["linear"])
 
 
 def op(*names: str) -> Where:
@@ -62,17 +74,30 @@ def first(n: int = 1) -> Where:
 
     Every branch of a network has its own, and a layer that runs earlier beside them changes nothing.
     """
-    return Where(f"first({n})", lambda site: 0 <= site.depth < n)
+    return Where(f"first({n})", lambda site: 0 <= site.depth < n, kinds=["linear"])
 
 
 def until(k: int) -> Where:
     """Linear sites up to and including the ``k``-th (counted from 0) on the way from the model's input."""
-    return Where(f"until({k})", lambda site: 0 <= site.depth <= k)
+    return Where(f"until({k})", lambda site: 0 <= site.depth <= k, kinds=["linear"])
+
+
+def depth(low: int, high: int | None = None) -> Where:
+    """Linear sites with ``low`` to below ``high`` (None: any number of) linear sites between them and the input."""
+    if not 0 <= low < (low + 1 if high is None else high):
+        raise InputError(f"depth({low!r}, {high!r}): depths are counted from 0 at the model's input and rise")
+    return Where(
+        f"depth({low}, {'' if high is None else high})",
+        lambda site: low <= site.depth and (high is None or site.depth < high),
+        kinds=["linear"],
+    )
 
 
 def last(n: int = 1) -> Where:
     """The last ``n`` linear sites in execution order."""
-    return Where(f"last({n})", lambda site: site.rank >= 0 and site.rank >= site.binding.linear_count - n, True)
+    return Where(
+        f"last({n})", lambda site: site.rank >= 0 and site.rank >= site.binding.linear_count - n, True, ["linear"]
+    )
 
 
 def at_output() -> Where:
@@ -101,3 +126,14 @@ def selects_in_forward(selector: Selector, site: Any) -> bool | None:
     if not isinstance(selector, Where) or selector.foresees:
         return None
     return selector(site)
+
+
+def selects_kind(selector: Selector, kind: str) -> bool | None:
+    """Whether a selector selects every site of a kind (True) or none (False); None where that depends on the site."""
+    if isinstance(selector, tuple):
+        return False if any(selects_kind(s, kind) is False for s in selector) else None
+    if not isinstance(selector, Where):
+        return None
+    if selector.kinds is not None and kind not in selector.kinds:
+        return False
+    return True if selector.whole else None

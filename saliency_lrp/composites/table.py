@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 from ..errors import InputError, unknown_name
 from ..registry import Registry
@@ -20,9 +20,60 @@ def register(name: str, build: Callable[..., Composite]) -> None:
     COMPOSITES.add(name, build)
 
 
-def list_composites() -> list[str]:
-    """Names of all composites, sorted."""
-    return COMPOSITES.names()
+#: groups of composites, those to begin with first; the programs' own names last
+GROUPS = {
+    "Start here": ("auto", "epsilon", "epsilon_plus", "epsilon_gamma_box", "attnlrp", "cp_lrp"),
+    "From papers": (
+        "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat", "excitation_backprop",
+        "deep_taylor", "deep_taylor_bounded", "arras", "lrp_lstm",
+    ),
+    "Gradients": ("gradient", "guided_backprop", "deconvnet", "beta_smooth"),
+    "Other programs": (),
+}  # fmt: skip
+
+
+class Described(dict[str, str]):
+    """Names and a line about each; shows itself as a list."""
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{name:<{width}}  {line}" for name, line in self.items())
+
+
+@overload
+def list_composites() -> list[str]: ...
+@overload
+def list_composites(verbose: Literal[False]) -> list[str]: ...
+@overload
+def list_composites(verbose: Literal[True]) -> Described: ...
+def list_composites(verbose: bool = False) -> list[str] | Described:
+    """Names of all composites.
+
+    Parameters
+    ----------
+    verbose : bool
+        Also a line about each.
+
+    Returns
+    -------
+    list of str or Described
+        Sorted; or a mapping from name to line, those to begin with first, which shows itself as a list.
+    """
+    if not verbose:
+        return COMPOSITES.names()
+    return Described({name: describe(name) for names in grouped().values() for name in names})
+
+
+def describe(name: str) -> str:
+    """The first line about a composite."""
+    return (inspect.getdoc(COMPOSITES[name]) or "").partition("\n")[0] or "A composite of your own."
+
+
+def grouped() -> dict[str, list[str]]:
+    """Names of all composites by group; what is in none is by other programs, or one's own."""
+    known = COMPOSITES.names()
+    rest = [name for name in known if not any(name in names for names in GROUPS.values())]
+    return {group: [name for name in names if name in known] or rest for group, names in GROUPS.items()}
 
 
 def get(composite: str | Composite | Rule | None, **options: Any) -> Composite:

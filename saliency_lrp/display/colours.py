@@ -105,6 +105,7 @@ def blend(
     percentile: float = CLIP_PERCENTILE,
     backdrop: str = "grey",
     signed: bool = True,
+    limit: float | None = None,
 ) -> np.ndarray:
     """Lay a map over a picture; what the browser's canvas shows, to the last bit or one beside it.
 
@@ -122,6 +123,8 @@ def blend(
         Percentile of \\|R\\| that gets full colour.
     signed : bool
         Whether the map has a sign. If not, `cmap` and `sign` do not matter.
+    limit : float, optional
+        Magnitude that gets full colour, instead of the percentile: so slices of one volume compare.
 
     Returns
     -------
@@ -129,7 +132,7 @@ def blend(
         (H, W, 3) uint8.
     """
     table = colour_table(cmap if signed else UNSIGNED_COLOURS)
-    t = strengths(values, colour_limit(values, percentile), signed)
+    t = strengths(values, colour_limit(values, percentile) if limit is None else limit, signed)
     colours, alpha = paint(SIGNS[sign](t) if signed else t, table, signed)
     ground = BACKDROPS[backdrop_name(backdrop)](picture, table[128 if signed else 0]).astype(float)
     return np.rint(ground + opacity * alpha[..., None] * (colours - ground)).astype(np.uint8)

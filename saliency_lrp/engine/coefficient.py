@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..audit import mark
 from ..composites import Composite
 from ..functions.call import Call, Tag, tag_of
 from ..functions.site import OUTPUT, Site
@@ -42,6 +41,7 @@ class CoefficientForm:
         self.composite = composite
         self.reference = ReferenceForm()
         self.linear_count = 0
+        self._natively: dict[str, bool] = {}
 
     # ------------------------------------------------------------------ what handlers ask for
 
@@ -56,6 +56,38 @@ class CoefficientForm:
             if call.inplace and any(t is call.args[0] for t in final):
                 self.refuse("the model writes into its input")
             self.convert(call, final)
+
+    def natively(self, kind: str) -> bool:
+        """Whether every site of a kind runs as it is, whatever the site."""
+        answer = self._natively.get(kind)
+        if answer is None:
+            rule: Any = self.composite.rule_of_kind(kind)
+            if type(rule) in (linear.Epsilon, linear.ZeroRule, any_site.Norm):
+                answer = rule.bias == "keep" and not rule.relative and rule.epsilon <= GUARD
+            else:
+                answer = type(rule) is any_site.Pass and kind in ("scale", "activation")
+            self._natively[kind] = answer
+        return answer
+
+    def as_is(self, call: Call, kind: str, tensors: list[Tensor], gate: int, nonnegative: bool) -> Any:
+        """As :meth:`Call.as_is`."""
+        if not self.natively(kind) or writes_elsewhere(call, tensors):
+            return None
+        tracer, tags = call.interceptor, [tag_of(t) for t in tensors]
+        if any(tag.final for tag in tags):  # type: ignore[union-attr]
+            return None
+        if call.inplace:
+            tracer.before_write(call.args[0])
+        if kind == "linear" and not tensors[0].is_contiguous():
+            out = call.func(*call.args, **call.kwargs)  # see native()
+        else:
+            out = call.func(*held(call.args, tensors), **held_by_name(call.kwargs, tensors))
+        depth = max(tag.depth for tag in tags) + (kind == "linear")  # type: ignore[union-attr]
+        if call.inplace:
+            tracer.wrote(call.args[0], depth)
+        made = Tag(tracer.token, None, gate, nonnegative, depth)
+        made.smooth = kind in SMOOTH
+        return tracer.tag(out, made)
 
     def node(self, call: Call, site: Site, tensors: list[Tensor], gate: int, nonnegative: bool) -> Any:
         """Run the call so that coefficients are handed back as the rule of this site says."""
@@ -82,10 +114,11 @@ class CoefficientForm:
             return out
         if call.inplace:
             tracer.wrote(call.args[0], depth)
-        mark(out, tracer.token, depth)
-        # sites are remembered where somebody asks later: folding, the model's end, stabilisers behind a ReLU, zeros
-        kept = site if site.kind in ("linear", "softmax", "sum", "normalisation") or site.result is not None else None
-        return tracer.tag(out, Tag(tracer.token, kept, gate, nonnegative, depth))
+        # sites are remembered where somebody asks later: folding, the model's end, stabilisers behind a ReLU
+        kept = site if site.kind in ("linear", "softmax") or site.result is not None else None
+        tag = Tag(tracer.token, kept, gate, nonnegative, depth)
+        tag.smooth = site.kind in SMOOTH
+        return tracer.tag(out, tag)
 
     # ------------------------------------------------------------------ ways to carry a call out
 
@@ -95,7 +128,6 @@ class CoefficientForm:
         for t in final:
             before = tag_of(t)
             made = ToRelevance.make(t)
-            mark(made, tracer.token, before.depth)  # type: ignore[union-attr]
             tag = Tag(tracer.token, before.site, before.gate, before.nonnegative, before.depth)  # type: ignore[union-attr]
             converted[id(t)] = tracer.tag(made, tag)
         call.replace(converted)
@@ -109,7 +141,7 @@ class CoefficientForm:
         if site.family == "dense" and not tensors[0].is_contiguous():
             # torch.matmul looks at whether the weight requires grad when it chooses a kernel: the output is the model's
             return call.func(*call.args, **call.kwargs)
-        return call.func(*held(call.args, tensors), **{k: held_one(v, tensors) for k, v in call.kwargs.items()})
+        return call.func(*held(call.args, tensors), **held_by_name(call.kwargs, tensors))
 
     def stabilized(self, call: Call, site: Any, out: Tensor, epsilon: float, relative: bool) -> Tensor:
         """A result that runs as it is, with a stabiliser, which wants its value."""
@@ -129,9 +161,12 @@ class CoefficientForm:
             self.refuse(f"{rule!r} at {site.describe()} may give relevance to zeros")
         if any(t.is_complex() for t in tensors):
             self.refuse(f"complex values at {site.describe()}")
-        return self.reference.registered(
+        out = self.reference.registered(
             call, site, tensors, gate, nonnegative, acting=lambda s: Bridge(s, rule, final, self.composite)
         )
+        if site.kind in SMOOTH:
+            tag_of(out).smooth = True  # type: ignore[union-attr]
+        return out
 
     def rank(self, site: Site) -> None:
         """Count the linear sites as they come; a batch norm that is folded has the rank of its layer."""
@@ -141,6 +176,10 @@ class CoefficientForm:
                 self.linear_count += 1
         elif site.kind == "recurrent":
             self.linear_count += 1
+
+
+#: Kinds of sites whose results are hardly ever exactly 0.
+SMOOTH = frozenset({"linear", "sum", "normalisation"})
 
 
 def held_one(value: Any, tensors: list[Tensor]) -> Any:
@@ -154,7 +193,12 @@ def held_one(value: Any, tensors: list[Tensor]) -> Any:
 
 def held(args: tuple[Any, ...], tensors: list[Tensor]) -> tuple[Any, ...]:
     """As :func:`held_one`, for positional arguments."""
-    return tuple(held_one(v, tensors) for v in args)
+    return tuple([held_one(v, tensors) for v in args])
+
+
+def held_by_name(kwargs: dict[str, Any], tensors: list[Tensor]) -> dict[str, Any]:
+    """As :func:`held_one`, for keyword arguments."""
+    return {name: held_one(v, tensors) for name, v in kwargs.items()} if kwargs else kwargs
 
 
 # ------------------------------------------------------------------------------------------------ the bridge
@@ -278,6 +322,9 @@ class Step:
         self.gates: frozenset[int] = frozenset()
         self.batch_norm, self.keeps_zero = None, True
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Site, name)  # what any site says of itself
+
     def describe(self) -> str:
         return f"a step of {self.path!r}"
 
@@ -342,7 +389,7 @@ def passing(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor]
     if len(tensors) != 1 or x.is_complex():
         return BRIDGED
     # what a sum or a linear map made is hardly ever exactly 0
-    site.gives_zeros = not site.keeps_zero and getattr(tag_of(x), "site", None) is None
+    site.gives_zeros = not site.keeps_zero and not tag_of(x).smooth  # type: ignore[union-attr]
     if call.inplace:
         call.interceptor.before_write(call.args[0])
     later = site.op in STATISTICS
@@ -422,7 +469,7 @@ def attention(form: CoefficientForm, call: Call, site: Any, tensors: list[Tensor
             )
         operands.append(t)
     rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
-    return call.func(*operands, *held(call.args[3:], []), **{k: held_one(v, []) for k, v in rest.items()})
+    return call.func(*operands, *held(call.args[3:], []), **held_by_name(rest, []))
 
 
 #: Rules with a way of their own to hand a coefficient on; subclasses count as rules of their own.

@@ -67,7 +67,7 @@ def evaluate(
     named = labelled(methods)
     functions = {k: None if isinstance(m, Tensor | np.ndarray) else explain_function(m) for k, m in named.items()}
     model, inputs, targets = asked(model, inputs, targets)
-    masks = _masks(masks, inputs)
+    masks = checked_masks(masks, inputs)
     chosen = _metrics(metrics, masks)
     result = Evaluation(chosen)
     with tqdm(total=len(named) * (1 + len(chosen)), disable=not progress, leave=False) as bar:
@@ -119,7 +119,8 @@ def _reproducible(seed: int) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _masks(masks: Any, inputs: Tensor) -> np.ndarray | None:
+def checked_masks(masks: Any, inputs: Tensor) -> np.ndarray | None:
+    """Masks as (N, H, W) bool; errors where they do not fit the images or are empty."""
     if masks is None:
         return None
     masks = np.asarray(masks.cpu() if isinstance(masks, Tensor) else masks)

@@ -30,6 +30,7 @@ class Tag:
         "source",
         "source_version",
         "final",
+        "smooth",
     )
 
     def __init__(
@@ -52,6 +53,8 @@ class Tag:
         self.source_version = -1
         #: whether relevance of this activation is carried as such, also where the others' is carried as a coefficient
         self.final = False
+        #: in the coefficient form: whether a sum or linear map made it, so that it is hardly ever exactly 0
+        self.smooth = False
 
 
 def tag_of(tensor: Tensor) -> Tag | None:
@@ -210,6 +213,11 @@ class Call:
             self.interceptor.before_write(self.args[0])
         with torch.no_grad():
             return self.func(*self.args, **self.kwargs)
+
+    def as_is(self, kind: str, tensors: list[Tensor], gate: int = PLAIN, nonnegative: bool = False) -> Any:
+        """The call as it is, if that is all that the bound composite asks of every site of this kind; None if not."""
+        form = self.interceptor.form
+        return form.as_is(self, kind, tensors, gate, nonnegative) if form.early else None
 
     def node(
         self,

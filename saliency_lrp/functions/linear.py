@@ -527,7 +527,8 @@ def weighted(call: Call, build: Callable[[Tensor, Tensor | None], LinearSite]) -
     if not call.is_activation(x):
         return weight_only(call)
     dynamic_weight(call, x)
-    return linear_node(call, build(w, b), x)
+    out = call.as_is("linear", [x])
+    return linear_node(call, build(w, b), x) if out is None else out
 
 
 @kind("linear")
@@ -638,6 +639,9 @@ def batch_norm(call: Call) -> Any:
         from .normalisation import statistics_of_the_batch
 
         return statistics_of_the_batch(call, x, weight, bias, eps)
+    out = call.as_is("linear", [x])
+    if out is not None:
+        return out
     affine = Affine(mean, var, weight, bias, eps)
     tag = tag_of(x)
     before = tag.site if tag is not None else None

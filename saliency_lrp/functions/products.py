@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import divide, working
-from .attention import matrix_shares
 from .call import GATE, PLAIN, Call, stored, tag_of
 from .linear import Dense, GenericLinear, linear_node
 from .registry import KINDS, kind
@@ -89,6 +88,17 @@ class MatmulSite(Site):
         )
 
 
+def matrix_shares(a: Tensor, b: Tensor, c: Tensor, shares: list[float]) -> tuple[Tensor | None, Tensor | None]:
+    """``share · a · (c bᵀ)`` and ``share · b · (aᵀ c)``: what ``c`` = R / (a @ b) gives the factors of a product.
+
+    Batch axes that a factor was broadcast along are summed; None where the share is 0.
+    """
+    left, right = shares
+    R_a = (torch.matmul(c, b.mT) * left).sum_to_size(a.shape).mul_(a) if left else None
+    R_b = (torch.matmul(a.mT, c) * right).sum_to_size(b.shape).mul_(b) if right else None
+    return R_a, R_b
+
+
 def gates_of(x: Tensor, y: Tensor) -> frozenset[int]:
     """Which of two factors is a gate: the one that looks more like one, if it does at all."""
     left, right = (t.gate if (t := tag_of(a)) is not None else PLAIN for a in (x, y))
@@ -121,12 +131,9 @@ def scale(call: Call, active: Tensor, factor: Any, divides: bool = False) -> Any
     tag = tag_of(active)
     # a tensor's sign is not looked at: that would wait for the device
     keeps = tag is not None and tag.nonnegative and isinstance(factor, int | float) and factor >= 0
-    return call.node(
-        ScaleSite(call, active, factor, divides),
-        [active],
-        gate=tag.gate if tag is not None else PLAIN,
-        nonnegative=keeps,
-    )
+    gate = tag.gate if tag is not None else PLAIN
+    out = call.as_is("scale", [active], gate, keeps)
+    return call.node(ScaleSite(call, active, factor, divides), [active], gate, keeps) if out is None else out
 
 
 @kind("quotient")

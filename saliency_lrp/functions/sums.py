@@ -121,12 +121,18 @@ def addition(call: Call) -> Any:
     if call.is_activation(x) and call.is_activation(y):
         gate = GATE if _gate(x) == GATE and _gate(y) == GATE and left > 0 and right > 0 else PLAIN
         nonnegative = _nonnegative(x) and _nonnegative(y) and left > 0 and right > 0
+        out = call.as_is("sum", [x, y], gate, nonnegative)
+        if out is not None:
+            return out
         if isinstance(left, float) and isinstance(right, float | int) and not x.is_complex():
             return call.node(AddSite(call, (left, right)), [x, y], gate, nonnegative)
         return call.node(SumSite(call), gate=gate, nonnegative=nonnegative)
     active = call.activations[0]
     # 1 + tanh(x), 1 - sigmoid(x), ...: a bounded value moved by a constant is a gate
     gate = GATE if _gate(active) else PLAIN
+    out = call.as_is("sum", [active], gate)
+    if out is not None:
+        return out
     if (left if active is x else right) == 1 and not active.is_complex():
         return call.node(ShiftSite(call), gate=gate)
     return call.node(SumSite(call), gate=gate)
@@ -138,7 +144,9 @@ def sum_like(call: Call) -> Any:
         from .steps import in_some_steps
 
         return in_some_steps(call)
-    return call.node(CompleteSum(call), gate=call.gate(), nonnegative=call.nonnegative())
+    gate, nonnegative = call.gate(), call.nonnegative()
+    out = call.as_is("sum", call.activations, gate, nonnegative)
+    return call.node(CompleteSum(call), gate=gate, nonnegative=nonnegative) if out is None else out
 
 
 @kind("sampling")

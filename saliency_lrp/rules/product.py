@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .any_site import Stop
 from .arithmetic import unmasked, working
 from .base import Rule
 
@@ -69,14 +68,20 @@ class Unrolled(Rule):
 
 
 class AttentionRule(Rule, abstract=True):
-    """Rules on a fused scaled dot-product attention, whose weights are recomputed in the backward pass."""
+    """Rules on a fused scaled dot-product attention: what query, key and value get of the relevance."""
 
     kinds = frozenset({"attention"})
-    #: what query, key and value get of the relevance
+    takes_several = True
     shares: ClassVar[tuple[float, float, float]]
 
     def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
+
+    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+        R_in = site.share(R, self.shares, self.epsilon)
+        if site.account and self.shares[0]:  # the softmax takes some
+            site.absorb(rule=R.sum() - sum(r.sum() for r in R_in if r is not None))
+        return R_in
 
 
 class AttentionAttnLRP(AttentionRule):
@@ -84,14 +89,8 @@ class AttentionAttnLRP(AttentionRule):
 
     shares = (0.25, 0.25, 0.5)
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return site.through(Uniform(self.epsilon), SoftmaxTaylor(), R)
-
 
 class AttentionCPLRP(AttentionRule):
     """CP-LRP (Ali et al. 2022): the attention weights are a gate, the values take all."""
 
     shares = (0.0, 0.0, 1.0)
-
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        return site.through(SignalTakesAll(self.epsilon), Stop(), R)

@@ -6,12 +6,13 @@ the front door, ``worker`` the threads, ``still`` what a saved notebook keeps, `
 
 from ..display.colours import SIGNS, blend, colour_limit, colour_table
 from .compare import compare_saliency
-from .source import Channels, Map, MapSource
+from .source import Channels, Checked, Map, MapSource
 from .widget import SaliencyWidget
 
 __all__ = [
     "SIGNS",
     "Channels",
+    "Checked",
     "Map",
     "MapSource",
     "SaliencyWidget",

@@ -22,6 +22,7 @@ def compare_saliency(
     channel: int = -1,
     top_k: int = 5,
     wait: float | None = 2.0,
+    truth: Any = None,
     **options: Any,
 ) -> SaliencyWidget:
     """Explore saliency methods over one picture in a notebook.
@@ -38,6 +39,7 @@ def compare_saliency(
         The picture, as for ``get_saliency``.
     input : Tensor, optional
         What the model takes, (1, C, H, W); default: made from the image by the model's own preprocessing.
+        A volume, (1, C, D, H, W), is shown slice by slice.
     label : int, Tensor, callable or None
         Class to begin with; default: the highest score. A callable of the model's output for models without classes.
     device : torch.device or str, optional
@@ -55,6 +57,8 @@ def compare_saliency(
     wait : float or None
         Seconds that showing the widget waits for maps of other methods than LRP, whose map it waits for anyway;
         None waits for all of them. Maps that come later are put into the picture that a saved notebook keeps.
+    truth : array_like, optional
+        Where the object is, outlined in every panel: a mask of the picture's size, or a box (left, top, right, bottom).
     **options
         ``opacity``, ``cmap``, ``sign`` (both, positive, negative), ``percentile``, ``backdrop`` (colour, grey, none);
         ``transform``, ``geometry``, ``class_names``; and the methods' own options, each for the methods that know it.
@@ -77,8 +81,9 @@ def compare_saliency(
     methods = [methods] if isinstance(methods, str) else list(methods)
     layer_path = options.pop("layer_path", None)
     plan_methods([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
-    source = ModelMaps(model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path})
+    source = ModelMaps(model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path}, truth)
     call = ["model", "image", *(["input=input"] if input is not None else [])]
+    call += ["truth=truth"] if truth is not None else []
     call += [f"{name}={_as_code(name, value)}" for name, value in options.items()]
     return SaliencyWidget(
         source,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import composites, images
+from .. import composites, images, waterfall
+from .. import verdict as words
+from ..display import volume
 from ..errors import InputError, unknown_name
 from ..explainers import registry
 from ..explainers.base import class_scores, resolve_target
@@ -24,10 +26,12 @@ from ..model.card import read_card
 from ..model.unwrapped import unwrapped
 from ..propagator import RelevancePropagator, Trace
 from ..question import find_device, prepare
-from .source import Channels, Map
+from . import marks
+from .source import Channels, Checked, Map
 from .worker import Watch
 
 LONGEST_SIDE = 448  # of the picture in the browser: more is not seen, and every map is as large
+MOST_VOXELS = 400_000  # of a volume: as much as two such pictures
 MOST_CHANNELS = 16
 THUMBNAIL = 56
 
@@ -45,6 +49,8 @@ class ModelMaps:
         The LRP rule that is shown first.
     options : mapping
         Options of methods, ``transform``, ``geometry``, ``class_names``, ``seed``.
+    truth : array_like, optional
+        Where the object is: a mask of the picture, or a box (left, top, right, bottom).
 
     Attributes
     ----------
@@ -61,6 +67,7 @@ class ModelMaps:
         device: Any,
         composite: Any,
         options: Mapping[str, Any],
+        truth: Any = None,
     ) -> None:
         self.model = self._on(unwrapped(model), device)
         self.card = read_card(self.model)
@@ -69,8 +76,15 @@ class ModelMaps:
         raw, x, geometry, self.notes = prepare(self.model, raw_image, input, self.options)
         self.x = self.card.fitting(_one_picture(x))
         shown = _shown(raw, self.x)
-        self.picture, self.geometry = _shrunk(shown, geometry or images.Geometry.whole(shown.shape[:2]))
+        if shown.ndim == 4:
+            self.picture, self.geometry = shown, None
+        else:
+            self.picture, self.geometry = _shrunk(shown, geometry or images.Geometry.whole(shown.shape[:2]))
+        self.frame = self._frame()
+        self.truth_mask = self._mask(truth, shown.shape[:2])
+        self.truth = "" if self.truth_mask is None else marks.outline(self.truth_mask)
         self.composites, self.rule, self.rules = _rules(composite)
+        self.rule_groups = _rule_groups(self.rules)
         self.methods = registry.list_methods()
         self.forwards = 0
         self._trace: Trace | None = None
@@ -83,6 +97,18 @@ class ModelMaps:
         card = read_card(model)
         where = find_device(device, card)
         return model if where == card.device else copy.deepcopy(model).to(where)
+
+    def _frame(self) -> list[float]:
+        """Top, left, bottom and right of what the model saw, where that is not the whole picture."""
+        box = None if self.geometry is None else self.geometry.visible_box()
+        return [] if box is None else [round(edge, 2) for edge in box]
+
+    def _mask(self, truth: Any, size: tuple[int, ...]) -> np.ndarray | None:
+        if truth is None:
+            return None
+        if self.geometry is None:
+            raise InputError("truth= outlines an object in a picture: it cannot be drawn on the slices of a volume.")
+        return marks.shrunk(marks.as_mask(truth, (size[0], size[1])), self.geometry.raw)
 
     def _settle(self, label: Any) -> None:
         """Run the model once; who speaks for which class, and which layers can be drawn."""
@@ -114,7 +140,9 @@ class ModelMaps:
 
     def _drawable(self, trace: Trace) -> dict[str, FeatureMap]:
         """Modules whose output is features on a grid over the picture, in the order they finished."""
-        found = {}
+        found: dict[str, FeatureMap] = {}
+        if self.x.ndim != 4:
+            return found
         for path, calls in trace.calls.items():
             outputs = calls[-1].outputs
             if not path or len(outputs) != 1 or id(outputs[0].site) in trace._interceptor.folds:
@@ -134,6 +162,12 @@ class ModelMaps:
         return "logit" if isinstance(seed, int) else seed  # an integer is for random numbers
 
     def _placed(self, values: Tensor) -> np.ndarray:
+        if self.geometry is None:
+            return (
+                F.interpolate(values.detach()[None, None].double(), self.picture.shape[:3], mode="area")[0, 0]
+                .cpu()
+                .numpy()
+            )
         return self.geometry.place(values.detach().double().cpu().numpy())
 
     def lrp(self, target: int | None, rule: str) -> Map:
@@ -144,13 +178,26 @@ class ModelMaps:
         warnings = [*self.notes, *report.warnings]
         if not relevance.any():
             warnings.append("the map is zero everywhere")
-        return Map(self._placed(relevance[0].sum(0)), _account(report), tuple(warnings))
+        return Map(self._placed(relevance[0].sum(0)), _account(report, self.layers), tuple(warnings))
 
     def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]:
         """Relevance at a layer, summed over its channels and enlarged; and its strongest channels."""
         relevance = self.trace().layer_relevance(name, self._asked(target), self._seed(), self.composites[rule])
         spatial = self._layers[name].spatial(relevance)[0]
         return Map(self._placed(spatial.sum(0))), _channels(spatial)
+
+    def check(self, panel: str, target: int | None, rule: str, watch: Watch) -> Checked:
+        """Measure whether a map can be trusted; see :mod:`saliency_lrp.check`."""
+        from ..check.door import check
+
+        name = "lrp" if panel == "lrp" else panel
+        options = {**options_for(name, self.options.get("layer_path"), self.options)}
+        layer_path = options.pop("layer_path", None)
+        if panel == "lrp":
+            options["composite"] = self.composites[rule]
+        with watching(watch.reached):
+            found = check(self.model, None, self.x, self._asked(target), method=name, layer_path=layer_path, **options)
+        return _checked(found, self._placed, registry.is_signed(name))
 
     def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map:
         """Relevance that reaches the picture through one channel of a layer (Achtibat et al. 2023).
@@ -179,10 +226,22 @@ class ModelMaps:
         return Map(self._placed(relevance[0].sum(0)), warnings=tuple(warnings), signed=signed)
 
 
+def _checked(found: Any, placed: Callable[[Tensor], np.ndarray], signed: bool) -> Checked:
+    return Checked(
+        found.verdict,
+        found.passed,
+        [{"name": finding.name, "text": finding.text, "holds": bool(finding.holds)} for finding in found.findings],
+        list(found.left_out),
+        [(f.name, placed(f.map[0].sum(0))) for f in found.findings if f.map is not None and f.name != "made again"],
+        signed,
+    )
+
+
 def _one_picture(x: Tensor) -> Tensor:
-    if x.ndim != 4 or x.shape[0] != 1:
+    if x.ndim not in (4, 5) or x.shape[0] != 1:
         raise InputError(
-            f"the widget shows one picture, an input of shape (1, C, H, W), not {tuple(x.shape)}. For text see "
+            "the widget shows one picture, an input of shape (1, C, H, W), or the slices of one volume, "
+            f"(1, C, D, H, W), not {tuple(x.shape)}. For text see "
             "saliency_lrp.text.show_text, for series saliency_lrp.timeseries.plot_relevance."
         )
     return x
@@ -193,6 +252,8 @@ def _shown(raw: Any, x: Tensor) -> np.ndarray:
     if raw is not None:
         return np.asarray(images.load_image(raw).picture())
     values = x[0].detach().float().cpu()
+    if values.ndim == 4:
+        return volume.greys(values, MOST_VOXELS)
     values = values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)
     return np.rint(images.normalise(values.permute(1, 2, 0).numpy()) * 255).astype(np.uint8)
 
@@ -221,15 +282,46 @@ def _rules(composite: Any) -> tuple[dict[str, composites.Composite], str, list[s
     return {own.name: own, **known}, own.name, list({own.name: own, **known})
 
 
-def _account(report: Any) -> dict[str, Any]:
+def _rule_groups(rules: list[str]) -> list[list[Any]]:
+    """Rules with a line about each, those to begin with first; one's own before all."""
+    known = composites.list_composites()
+    own = [[name, "the rule that was given"] for name in rules if name not in known]
+    groups = [
+        [group, [[name, composites.describe(name)] for name in names]] for group, names in composites.grouped().items()
+    ]
+    groups[0][1] = own + groups[0][1]
+    return groups
+
+
+def _account(report: Any, layers: Sequence[str]) -> dict[str, Any]:
+    """The account as the panel shows it: in a line, in a sentence, as bars that open layers, as rows and as text."""
     share = report.conserved
     rows = [["at the output", f"{report.seed:+.4g}"], ["reached the picture", f"{report.result:+.4g}"]]
     rows += [[f"taken by {name}", f"{value:+.4g}"] for name, value in report.absorbed.items()]
     return {
         "summary": f"{share:.1%} conserved" if math.isfinite(share) else "not a number",
+        "verdict": report.verdict,
+        "bars": _bars(report, layers),
         "rows": rows,
         "text": report.table(20),
     }
+
+
+def _bars(report: Any, layers: Sequence[str]) -> list[dict[str, Any]]:
+    """Steps from the score to what arrived, each with a layer that can be drawn where it has one."""
+    stages = {words.SINKS[loss.sink].format(loss.stage): loss.stage for loss in words.losses(report)}
+    return [
+        {**step._asdict(), "label": step.label, "layer": _layer_of(stages.get(step.name), layers)}
+        for step in waterfall.steps(report)
+    ]
+
+
+def _layer_of(stage: str | None, layers: Sequence[str]) -> str:
+    """The stage itself, or the last layer inside it; empty where none can be drawn."""
+    if stage is None:
+        return ""
+    inside = [layer for layer in layers if layer == stage or layer.startswith(f"{stage}.")]
+    return stage if stage in inside else inside[-1] if inside else ""
 
 
 def _channels(spatial: Tensor) -> Channels:

@@ -26,6 +26,7 @@ _EXACT = 20_000
 #: bytes up to which a picture is kept as it is
 _LOSSLESS = 64_000
 _JPEG_QUALITY = 90
+_THUMBNAIL = 200  # pixels
 
 
 def _text(data: bytes) -> str:
@@ -59,6 +60,17 @@ def packed_picture(pixels: np.ndarray) -> dict[str, str]:
         if len(buffer.getvalue()) <= _LOSSLESS:
             break
     return {"picture": f"data:image/{kind};base64,{_text(buffer.getvalue())}"}
+
+
+def thumbnail(pixels: np.ndarray) -> str:
+    """A small copy of a picture, (H, W, 3) uint8, as a data address."""
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "jpeg", quality=_JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{_text(buffer.getvalue())}"
 
 
 def _packed(value: Any) -> Any:

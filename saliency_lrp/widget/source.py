@@ -41,10 +41,41 @@ class Channels:
     maps: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
 
 
-class MapSource(Protocol):
-    """What the widget shows: a model's maps for one picture."""
+@dataclass(frozen=True)
+class Checked:
+    """What a check of one map found.
 
-    picture: np.ndarray  # (height, width, 3) uint8
+    Attributes
+    ----------
+    verdict : str
+    holds : bool
+        Whether every finding speaks for the map.
+    findings : list of dict
+        ``{"name": str, "text": str, "holds": bool}``.
+    left_out : list of str
+        What was not asked.
+    maps : list of (str, numpy.ndarray)
+        The maps that it was compared with, on the picture's pixels.
+    signed : bool
+        Whether they have a sign.
+    """
+
+    verdict: str
+    holds: bool
+    findings: list[dict]
+    left_out: list[str] = field(default_factory=list)
+    maps: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    signed: bool = True
+
+
+class MapSource(Protocol):
+    """What the widget shows: a model's maps for one picture.
+
+    A source may have more: ``frame``, ``truth``, ``truth_mask`` and ``rule_groups`` as :class:`ModelMaps` has them, and
+    ``check(panel, target, rule, watch) -> Checked``.
+    """
+
+    picture: np.ndarray  # (height, width, 3) uint8, or (depth, height, width, 3) slices
     probabilities: np.ndarray  # (classes,) float; empty where the model is no classifier
     classes: list[str]
     methods: list[str]

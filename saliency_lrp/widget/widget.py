@@ -30,12 +30,15 @@ from ..display.colours import (
     UNSIGNED_COLOURS,
     backdrop_name,
     blend,
+    colour_limit,
     colour_table,
 )  # fmt: skip
 from ..display.contact_sheet import contact_sheet
+from ..display.volume import strongest
 from ..errors import InputError, unknown_name
+from ..explainers.progress import duration
 from ..explainers.registry import LRP_PREFIX
-from . import page
+from . import marks, page
 from .source import Channels, Map, MapSource
 from .still import Still, small_png, somebody_watches, still_html
 from .worker import Cancelled, Lane, Watch
@@ -71,7 +74,11 @@ class SaliencyWidget(anywidget.AnyWidget):
     key = traitlets.Unicode(help="by which the front end finds whether a kernel is behind the view").tag(sync=True)
     width = traitlets.Int().tag(sync=True)
     height = traitlets.Int().tag(sync=True)
+    depth = traitlets.Int(1, help="slices of a volume; 1: a picture").tag(sync=True)
+    slice = traitlets.Int(0, min=0, help="slice of the volume that is shown").tag(sync=True)
     image = traitlets.Bytes().tag(sync=True)
+    frame = traitlets.List(help="top, left, bottom, right of what the model saw, where that is not all").tag(sync=True)
+    truth = traitlets.Unicode(help="outline of the object, as an SVG path").tag(sync=True)
     luts = traitlets.Dict().tag(sync=True)
     sequential = traitlets.Bytes(b"", help="colours of maps without a sign").tag(sync=True)
     call = traitlets.List().tag(sync=True)
@@ -80,8 +87,10 @@ class SaliencyWidget(anywidget.AnyWidget):
     classes = traitlets.List().tag(sync=True)
     class_count = traitlets.Int().tag(sync=True)
     top = traitlets.List().tag(sync=True)
+    can_check = traitlets.Bool(False, help="whether maps can be checked").tag(sync=True)
     methods = traitlets.List().tag(sync=True)
     rules = traitlets.List().tag(sync=True)
+    rule_groups = traitlets.List(help="[group, [[rule, line about it], ...]], those to begin with first").tag(sync=True)
     layers = traitlets.List().tag(sync=True)
     channels = traitlets.List().tag(sync=True)
     channel_maps = traitlets.Bytes().tag(sync=True)
@@ -119,6 +128,8 @@ class SaliencyWidget(anywidget.AnyWidget):
         self._patience = patience
         self._maps: dict[str, np.ndarray] = {}
         self._unsigned: set[str] = set()
+        self._started: dict[str, float] = {}
+        self._sliced = False  # whether the slice was chosen by a map
         self._watches: dict[str, Watch] = {}
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
@@ -127,7 +138,8 @@ class SaliencyWidget(anywidget.AnyWidget):
         look = {name: backdrop_name(value) if name == "backdrop" else value for name, value in look.items()}
         colour = look.get("cmap", SIGNED_COLOURS)
         names = list(dict.fromkeys([*DIVERGING, colour]))
-        height, width = source.picture.shape[:2]
+        self._volume = source.picture if source.picture.ndim == 4 else source.picture[None]
+        depth, height, width = self._volume.shape[:3]
         # before the widget opens: one message then carries one map
         self.add_traits(
             **{
@@ -139,6 +151,11 @@ class SaliencyWidget(anywidget.AnyWidget):
             page=page.template(),
             width=width,
             height=height,
+            depth=depth,
+            slice=depth // 2,
+            frame=list(getattr(source, "frame", ())),
+            truth=getattr(source, "truth", ""),
+            rule_groups=list(getattr(source, "rule_groups", ())),
             image=np.ascontiguousarray(source.picture).tobytes(),
             luts={name: colour_table(name).tobytes() for name in names},
             sequential=colour_table(UNSIGNED_COLOURS).tobytes(),
@@ -147,6 +164,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             class_count=len(source.probabilities),
             top=self._top(target, top_k),
             methods=list(source.methods),
+            can_check=hasattr(source, "check"),
             rules=list(source.rules),
             layers=list(source.layers),
             target=target,
@@ -161,7 +179,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         self._still = Still(self._still_bundle)
         self._finishes_cells = False
         self._shown: Any = None
-        self.observe(self._picture_changed, ["panels", "channels", *LOOK])
+        self.observe(self._picture_changed, ["panels", "channels", "slice", *LOOK])
         self.observe(self._retarget, "target")
         self.observe(self._rerule, "rule")
         self.observe(self._reselect, "selected")
@@ -181,7 +199,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         if layer and layer not in self._source.layers:
             raise unknown_name("layer", layer, self._source.layers)
 
-    @traitlets.validate(*ASKED, *LOOK)
+    @traitlets.validate(*ASKED, *LOOK, "slice")
     def _valid(self, proposal: Mapping) -> Any:
         return self._checked(proposal["trait"].name, proposal["value"])
 
@@ -198,6 +216,10 @@ class SaliencyWidget(anywidget.AnyWidget):
             self._check(**{name: value})
         elif name == "channel" and value < -1:
             raise InputError(f"channel {value} should be a number of a channel, or -1 for none.")
+        elif name == "slice" and not 0 <= value < len(self._volume):
+            raise InputError(
+                f"slice {value} is none of this picture's {len(self._volume)}: 0 to {len(self._volume) - 1}."
+            )
         elif name in ("opacity", "percentile") and not math.isfinite(value):
             raise InputError(f"{name} should be a finite number, not {value}.")
         elif name == "cmap" and value not in self.luts:
@@ -211,7 +233,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         """
         taken = {}
         for name, value in sync_data.items():
-            if name in (*ASKED, *LOOK):
+            if name in (*ASKED, *LOOK, "slice"):
                 with contextlib.suppress(InputError, traitlets.TraitError):
                     taken[name] = self._checked(name, self.traits()[name].validate(self, value))
         super().set_state(taken)
@@ -256,13 +278,16 @@ class SaliencyWidget(anywidget.AnyWidget):
         self._compute([panel for panel in self._wanted() if panel == "concept"])
 
     def _message(self, widget: Any, content: Any, buffers: Any) -> None:
-        if isinstance(content, Mapping) and content.get("type") == "cancel" and content.get("id") in self._watches:
-            self.cancel(content["id"])
+        actions = {"cancel": self.cancel, "check": self.check}
+        if not isinstance(content, Mapping) or not all(isinstance(content.get(key), str) for key in ("type", "id")):
+            return
+        if content["type"] in actions and content["id"] in self._watches:
+            actions[content["type"]](content["id"])
 
     def _picture_changed(self, change: Mapping) -> None:
         """Let the still follow what is seen: finished maps and looks, but no progress."""
         finished = [(info["id"], info["title"], info["state"]) for info in self.panels]
-        shown = [entry for entry in finished if entry[-1] not in UNFINISHED], self._look()
+        shown = [entry for entry in finished if entry[-1] not in UNFINISHED], self._look(), self.slice
         if shown != self._shown:
             self._shown = shown
             self._still.outdated()
@@ -315,7 +340,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         try:
             watch.check()
             self._settle(panel, watch, state="running")
-            start = time.perf_counter()
+            start = self._started[panel] = time.perf_counter()
             found, channels = self._map(panel, watch, *ask)
             seconds = time.perf_counter() - start
         except Cancelled:
@@ -336,6 +361,53 @@ class SaliencyWidget(anywidget.AnyWidget):
             return self._source.lrp(target, rule if panel == "lrp" else panel.removeprefix(LRP_PREFIX)), None
         return self._source.method(panel, target, watch), None
 
+    def check(self, panel: str = "lrp") -> None:
+        """Measure in the background whether the map of a panel (a method's name) can be trusted, and show it there.
+
+        Raises
+        ------
+        InputError
+            If there is no such map, or none that can be checked.
+        """
+        if not self.can_check or panel in ("layer", "concept") or panel not in self._maps:
+            raise InputError(
+                f"there is no finished map {panel!r} to check: there are {', '.join(self._maps) or 'none'}."
+            )
+        watch, ask = self._watches[panel], (self.target if self.target >= 0 else None, self.rule)
+        self._settle_check(panel, watch, {"state": "running"})
+        self._lanes[False].submit(lambda: self._check_job(panel, watch, ask), Watch())
+
+    def _check_job(self, panel: str, watch: Watch, ask: tuple) -> None:
+        try:
+            found = self._source.check(panel, *ask, Watch())
+            pictures = [{"title": name, "src": self._small(values, found.signed)} for name, values in found.maps]
+            news = {
+                "state": "done",
+                "verdict": found.verdict,
+                "holds": found.holds,
+                "findings": found.findings,
+                "left_out": found.left_out,
+                "pictures": pictures,
+            }
+        except Exception as error:  # shown in the panel
+            news = {"state": "failed", "verdict": f"{type(error).__name__}: {error}"}
+        self._settle_check(panel, watch, news)
+
+    def _settle_check(self, panel: str, watch: Watch, news: Mapping[str, Any]) -> None:
+        """Show what a check found, unless the map has become another meanwhile."""
+        with self._lock:
+            if self._watches.get(panel) is watch and panel in self._maps:
+                self.panels = [
+                    {**info, "check": dict(news)} if info["id"] == panel and info["state"] == "done" else info
+                    for info in self.panels
+                ]
+
+    def _small(self, values: np.ndarray, signed: bool) -> str:
+        """A map over the picture, small, as a data address."""
+        limit = colour_limit(values, self.percentile)
+        pixels = blend(self._volume[self.slice], self._slice_of(values), signed=signed, limit=limit, **self._look())
+        return page.thumbnail(pixels)
+
     def _publish(self, panel: str, watch: Watch, found: Map, channels: Channels | None, seconds: float) -> None:
         values = np.asarray(found.values, np.float32)
         warnings = list(found.warnings)
@@ -345,6 +417,8 @@ class SaliencyWidget(anywidget.AnyWidget):
         with self._lock:
             if self._watches.get(panel) is not watch:
                 return
+            if values.ndim == 3 and not self._maps and not self._sliced:
+                self._sliced, self.slice = True, strongest(values)[0]
             self._maps[panel] = values
             (self._unsigned.discard if found.signed else self._unsigned.add)(panel)
             setattr(self, _map_trait(panel), np.ascontiguousarray(values, "<f4").tobytes())
@@ -361,7 +435,9 @@ class SaliencyWidget(anywidget.AnyWidget):
         self.channels = channels.entries
 
     def _progress(self, panel: str, watch: Watch, done: int, total: int | None) -> None:
-        self._settle(panel, watch, state="running", done=done, total=total)
+        seconds = time.perf_counter() - self._started.get(panel, time.perf_counter())
+        left = duration(seconds * (total - done) / done) if done and total else ""
+        self._settle(panel, watch, state="running", done=done, total=total, left=left)
 
     def _settle(self, panel: str, watch: Watch, **news: Any) -> None:
         with self._lock:
@@ -435,14 +511,24 @@ class SaliencyWidget(anywidget.AnyWidget):
         """
         with self._lock:
             infos, maps = list(self.panels), dict(self._maps)
-        tiles = [(self._source.picture, "picture", "")]
+        picture = self._volume[self.slice]
+        tiles = [(self._marked(picture), "picture", "")]
         for info in infos:
             values = maps.get(info["id"])
             signed = info["id"] not in self._unsigned
-            picture = self._source.picture
-            shown = picture if values is None else blend(picture, values, signed=signed, **self._look())
-            tiles.append((shown, info["title"], self._caption(info)))
+            shown = picture
+            if values is not None:
+                limit = colour_limit(values, self.percentile)
+                shown = blend(picture, self._slice_of(values), signed=signed, limit=limit, **self._look())
+            tiles.append((self._marked(shown), info["title"], self._caption(info)))
         return contact_sheet(tiles, columns=columns, width=width)
+
+    def _slice_of(self, values: np.ndarray) -> np.ndarray:
+        return values[self.slice] if values.ndim == 3 else values
+
+    def _marked(self, pixels: np.ndarray) -> np.ndarray:
+        """With the frame of what the model saw, and the outline of the object."""
+        return marks.drawn(pixels, self.frame, getattr(self._source, "truth_mask", None))
 
     def _caption(self, info: Mapping[str, Any]) -> str:
         if info["state"] != "done":
@@ -459,7 +545,8 @@ class SaliencyWidget(anywidget.AnyWidget):
             {**info, "state": "not computed"} if info["state"] in UNFINISHED else info for info in state["panels"]
         ]
         state.update({_map_trait(panel): page.packed_map(values) for panel, values in maps.items()})
-        state["image"] = page.packed_picture(np.ascontiguousarray(self._source.picture))
+        slices, height, width, _ = self._volume.shape  # under one another
+        state["image"] = page.packed_picture(self._volume.reshape(slices * height, width, 3))
         return {**state, "channel_maps": page.packed_map(channel_maps), "page": page.template(), "live": False}
 
     def to_html(self) -> str:

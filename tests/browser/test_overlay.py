@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import statistics
 
@@ -11,7 +12,8 @@ from browser_page import PIXELS, canvas_pixels, open_widget
 from PIL import Image
 from widget_source import KnownSource
 
-from saliency_lrp.widget import SaliencyWidget, blend
+from saliency_lrp.widget import Map, SaliencyWidget, blend
+from saliency_lrp.widget.marks import outline
 
 pytestmark = pytest.mark.browser
 
@@ -390,3 +392,196 @@ def test_dark_theme_is_readable(opened):
 
     assert (luminance(text) + 0.05) / (luminance(ground) + 0.05) > 7
     assert luminance(ground) < 0.05
+
+
+# ------------------------------------------------------------------------------------------------ what a user looks for
+
+
+class Dressed(KnownSource):
+    """Known maps with a frame, an outline, grouped rules, an account whose bars open layers, and checks."""
+
+    def __init__(self, size=64):
+        super().__init__(size, methods=(*SIX, "slow"))
+        self.frame = [8.0, 4.0, 56.0, 60.0]
+        self.truth_mask = np.zeros((size, size), bool)
+        self.truth_mask[20:30, 10:40] = True
+        self.truth = outline(self.truth_mask)
+        self.rules = ["epsilon", "epsilon_plus", "gamma"]
+        self.rule_groups = [
+            ["Start here", [["epsilon", "a line on ε"], ["epsilon_plus", "a line on z⁺"]]],
+            ["Other", [["gamma", "γ"]]],
+        ]
+
+    def lrp(self, target, rule):
+        bars = [
+            {"name": "the score", "kind": "score", "label": "100 %", "start": 0, "end": 1, "layer": ""},
+            {
+                "name": "biases of block.0",
+                "kind": "taken",
+                "label": "−40 %",
+                "start": 1,
+                "end": 0.6,
+                "layer": "block.0",
+            },
+        ]
+        found = super().lrp(target, rule)
+        return Map(found.values, {**found.account, "bars": bars, "verdict": "60 % arrived."})
+
+    def check(self, panel, target, rule, watch):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def dressed(opened):
+    widget = SaliencyWidget(Dressed(), selected=("lrp", "grad_x_input"), rule="epsilon", target=0)
+    assert widget.wait(20)
+    return widget, opened(widget)
+
+
+def test_panels_fill_the_page_and_one_is_enlarged_by_a_click(dressed):
+    _, page = dressed
+    first, second = (page.locator(f"[data-panel={name}]") for name in ("lrp", "grad_x_input"))
+    assert first.bounding_box()["width"] > 500  # two panels on 1280 pixels
+    page.get_by_label("enlarge lrp").click()
+    assert first.bounding_box()["width"] > 1200
+    assert second.bounding_box()["y"] > first.bounding_box()["y"] + 300
+    page.get_by_label("shrink lrp").click()
+    assert first.bounding_box()["width"] < 650
+
+
+def test_frame_and_outline_lie_where_they_should(dressed):
+    _, page = dressed
+    canvas = page.locator("[data-panel=lrp] canvas.saliency-canvas").bounding_box()
+    scale = canvas["width"] / 64
+    for name, (top, left, bottom, right) in {"frame": (8, 4, 56, 60), "truth": (20, 10, 30, 40)}.items():
+        box = page.locator(f"[data-panel=lrp] .saliency-{name}").bounding_box()
+        got = [(box[edge] - canvas[edge]) / scale for edge in ("y", "x")]
+        got += [got[0] + box["height"] / scale, got[1] + box["width"] / scale]
+        assert got == pytest.approx([top, left, bottom, right], abs=0.5)
+    shot = np.asarray(Image.open(io.BytesIO(page.locator("[data-panel=lrp] .saliency-zoomed").screenshot())))
+    row = shot[round(25 * scale), : round(12 * scale), :3].astype(int)
+    green = (row[:, 1] > 140) & (row[:, 0] < 60) & (row[:, 2] < 120)
+    assert green.any() and abs(np.flatnonzero(green).mean() / scale - 10) < 0.5
+
+
+def test_the_bar_says_for_and_against_and_the_picture_where(dressed):
+    widget, page = dressed
+    scale = page.locator("[data-panel=lrp] .saliency-scale").inner_text()
+    assert scale.startswith("against -") and scale.endswith("for")
+    values = widget.maps()["lrp"]
+    y, x = np.unravel_index(np.abs(values).argmax(), values.shape)
+    label = page.locator("[data-panel=lrp] canvas.saliency-canvas").get_attribute("aria-label")
+    assert f"strongest at x {x}, y {y}" in label and "speak for the class" in label
+    positive = np.maximum(values, 0)
+    quarters = [positive[a : a + 32, b : b + 32].sum() for a in (0, 32) for b in (0, 32)]
+    name = ["left upper", "right upper", "left lower", "right lower"][int(np.argmax(quarters))]
+    assert f"{round(100 * max(quarters) / sum(quarters))} % of the positive relevance in the {name} quarter" in label
+
+
+def test_rules_are_few_first_and_more_on_request(dressed):
+    _, page = dressed
+    rules = page.get_by_label("LRP rule", exact=True)
+    names = lambda: rules.locator("option").all_inner_texts()  # noqa: E731
+    assert names() == ["epsilon", "epsilon_plus", "more…"] and page.get_by_text("a line on ε").is_visible()
+    rules.select_option("more…")
+    assert names() == ["epsilon", "epsilon_plus", "gamma"] and rules.input_value() == "epsilon"
+    assert page.evaluate("sent") == []
+    rules.select_option("gamma")
+    assert page.evaluate("sent") == [{"rule": "gamma"}]
+
+
+def test_a_bar_of_the_account_opens_its_layer(dressed):
+    _, page = dressed
+    assert page.get_by_text("60 % arrived.").is_visible()
+    page.get_by_text("Account of relevance").click()
+    page.get_by_label("biases of block.0: −40 %; show layer block.0").click()
+    assert page.evaluate("sent") == [{"layer": "block.0"}]
+    drawn = [node.bounding_box() for node in page.locator(".saliency-drawn").all()]
+    assert drawn[1]["width"] / drawn[0]["width"] == pytest.approx(0.4, abs=0.02)
+    assert drawn[1]["x"] + drawn[1]["width"] == pytest.approx(drawn[0]["x"] + drawn[0]["width"], abs=1)
+
+
+def test_a_check_is_asked_for_and_read(dressed):
+    _, page = dressed
+    panel = page.locator("[data-panel=lrp]")
+    panel.get_by_role("button", name="Is this map about the model?").click()
+    assert page.evaluate("messages") == [{"type": "check", "id": "lrp"}]
+    hostile = "<img src=x onerror=document.title='hacked'>"
+    check = {
+        "state": "done", "holds": False, "verdict": f"Do not trust this map {hostile}", "left_out": [hostile],
+        "findings": [{"name": "deletion", "text": hostile, "holds": False}], "pictures": [],
+    }  # fmt: skip
+    infos = page.evaluate("model.get('panels')")
+    page.evaluate("(panels) => receive({ panels })", [{**info, "check": check} for info in infos])
+    panel.get_by_text("What was measured").click()
+    assert panel.get_by_text("✗").first.is_visible() and panel.get_by_text("deletion: <img").is_visible()
+    assert page.title() != "hacked"
+
+
+def test_channels_are_one_tab_stop_and_lie_on_the_themes_ground(opened):
+    widget, _ = widget_of(layer="stem")
+    page = opened(widget, dark=True)
+    buttons = page.locator(".saliency-channels button")
+    assert sorted(button.get_attribute("tabindex") for button in buttons.all()) == ["-1", "-1", "0"]
+    buttons.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert buttons.nth(1).evaluate("node => node === document.activeElement")
+    page.keyboard.press("End")
+    assert buttons.nth(2).evaluate("node => node === document.activeElement")
+    shot = np.asarray(Image.open(io.BytesIO(buttons.nth(1).locator("canvas").screenshot())).convert("L"))
+    assert shot.min() < 60  # white where nothing is relevant would glare
+
+
+def test_on_a_phone_the_looks_are_folded(opened):
+    widget, _ = widget_of()
+    page = opened(widget, width=390, height=800)
+    assert not page.get_by_label("Opacity", exact=True).is_visible()
+    assert page.locator("[data-panel=lrp] canvas.saliency-canvas").bounding_box()["y"] < 330
+    page.get_by_text("Look", exact=True).click()
+    assert page.get_by_label("Opacity", exact=True).is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for summary in page.locator("summary:visible").all():
+        assert summary.bounding_box()["height"] >= 24
+
+
+def test_a_slider_goes_through_a_volume(opened):
+    source = KnownSource(32, methods=("lrp",))
+    source.picture = np.stack([source.picture // (k + 1) for k in range(5)])
+    flat = source._wave
+    source._wave = lambda *what: np.stack([flat(*what) * k for k in (1, 4, 2, 3, 0.5)])
+    widget = SaliencyWidget(source, selected=("lrp",), rule="epsilon", target=0)
+    assert widget.wait(20)
+    page = opened(widget)
+    values = widget.maps()["lrp"]
+    limit = np.percentile(np.abs(values), 99.5)
+    slider = page.get_by_label("Slice", exact=True)
+    assert slider.input_value() == "1"  # where it is strongest
+    for slice_ in (1, 3, 0):
+        move(page, "Slice", slice_)
+        expected = blend(source.picture[slice_], values[slice_], limit=limit).astype(int)
+        assert np.abs(canvas_pixels(page, "lrp")[..., :3] - expected).max() <= 1
+    assert page.evaluate("sent") == []
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Save HTML").click()
+    saved = page.context.new_page()
+    saved.set_content(waiting.value.path().read_text("utf-8"))
+    saved.wait_for_selector("[data-panel=lrp]")
+    move(saved, "Slice", 3)
+    expected = blend(source.picture[3], values[3], limit=limit).astype(int)
+    assert np.abs(canvas_pixels(saved, "lrp")[..., :3] - expected).max() <= 1
+
+
+def test_a_map_without_a_sign_is_drawn_from_none_to_most(opened):
+    source = KnownSource(48, methods=("lrp", "gradcam"))
+    plain = source.method
+    source.method = lambda *a: Map(np.abs(plain(*a).values), signed=False)
+    widget = SaliencyWidget(source, selected=("lrp", "gradcam"), rule="epsilon", target=0)
+    assert widget.wait(20)
+    page = opened(widget)
+    for backdrop in ("grey", "none"):
+        page.get_by_label("Backdrop", exact=True).select_option(backdrop)
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        for panel, signed in (("lrp", True), ("gradcam", False)):
+            expected = blend(source.picture, widget.maps()[panel], signed=signed, backdrop=backdrop).astype(int)
+            assert np.abs(canvas_pixels(page, panel)[..., :3] - expected).max() <= 1
+    assert page.locator("[data-panel=gradcam] .saliency-scale").inner_text().startswith("none")

@@ -3,6 +3,8 @@
 
 const MAX_ZOOM = 16;
 const LUT_LAST = 255;
+const MORE = " more"; // no rule has that name
+const NARROW = 500; // pixels below which the looks are folded
 const DARKEST = 70; // of the light greys
 
 /* ---------- pure functions on pixels (the Python side has the same arithmetic) ---------- */
@@ -121,6 +123,61 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+const quarters = ["left upper", "right upper", "left lower", "right lower"];
+
+/** The strongest pixel, and the quarter of the picture with most of the positive relevance. */
+export function whereStrongest(values, width) {
+  const height = values.length / width;
+  const sums = [0, 0, 0, 0];
+  let best = 0;
+  for (let i = 0; i < values.length; i++) {
+    if (Math.abs(values[i]) > Math.abs(values[best])) best = i;
+    if (values[i] <= 0) continue;
+    sums[2 * (Math.floor(i / width) >= height / 2) + (i % width >= width / 2)] += values[i];
+  }
+  if (!values[best]) return "nothing is relevant";
+  const all = sums.reduce((sum, value) => sum + value, 0);
+  const most = sums.indexOf(Math.max(...sums));
+  const share = all ? `; ${Math.round((100 * sums[most]) / all)} % of the positive relevance in the ${quarters[most]} quarter` : "";
+  return `strongest at x ${best % width}, y ${Math.floor(best / width)}${share}`;
+}
+
+/* ---------- lines over a picture: what the model saw, and where the object is ---------- */
+
+const SVG = (() => { // without an address in the page
+  const box = document.createElement("div");
+  box.innerHTML = "<svg></svg>";
+  return box.firstChild.namespaceURI;
+})();
+
+class Marks {
+  constructor(board) {
+    this.board = board;
+    this.node = document.createElementNS(SVG, "svg");
+    this.node.setAttribute("class", "saliency-marks");
+    this.node.setAttribute("preserveAspectRatio", "none");
+    this.node.setAttribute("aria-hidden", "true");
+    this.show();
+  }
+
+  show() {
+    const { width, height, model } = this.board;
+    this.node.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.node.replaceChildren(...marksOf(model).map(([name, path]) => {
+      const line = document.createElementNS(SVG, "path");
+      line.setAttribute("d", path);
+      line.setAttribute("class", `saliency-${name}`);
+      return line;
+    }));
+  }
+}
+
+function marksOf(model) {
+  const [top, left, bottom, right] = model.get("frame") ?? [];
+  const frame = right === undefined ? [] : [["frame", `M${left} ${top}H${right}V${bottom}H${left}Z`]];
+  return [...frame, ...(model.get("truth") ? [["truth", model.get("truth")]] : [])];
+}
+
 /* ---------- one panel: a map over the picture ---------- */
 
 class Panel {
@@ -132,10 +189,13 @@ class Panel {
     this.canvas = h("canvas", { className: "saliency-canvas", tabIndex: 0 });
     this.canvas.setAttribute("role", "img");
     this.context = this.canvas.getContext("2d", { willReadFrequently: true });
+    this.marks = new Marks(board);
     this.across = h("div", { className: "saliency-cross saliency-across", hidden: true });
     this.down = h("div", { className: "saliency-cross saliency-down", hidden: true });
-    this.zoomed = h("div", { className: "saliency-zoomed" }, this.canvas, this.across, this.down);
+    this.zoomed = h("div", { className: "saliency-zoomed" }, this.canvas, this.marks.node, this.across, this.down);
     this.title = h("strong");
+    this.verdict = h("p", { className: "saliency-verdict", hidden: true });
+    this.enlarge = h("button", { type: "button", className: "saliency-enlarge", onclick: () => this.toggleLarge() });
     this.note = h("span", { className: "saliency-note" });
     this.readout = h("output", { className: "saliency-readout" });
     this.bar = h("canvas", { className: "saliency-bar", width: 256, height: 1 });
@@ -150,19 +210,33 @@ class Panel {
     this.messages = h("div", { className: "saliency-messages" });
     this.messages.setAttribute("role", "status");
     this.account = h("details", { className: "saliency-account", hidden: true });
+    this.checkNode = h("div", { className: "saliency-check" });
+    this.checkNode.setAttribute("aria-live", "polite");
     this.node = h(
       "figure",
       { className: "saliency-panel" },
-      h("figcaption", {}, this.title, this.note),
+      h("figcaption", {}, this.title, this.note, this.enlarge),
       h("div", { className: "saliency-window" }, this.zoomed),
       this.busy,
       h("div", { className: "saliency-scale" }, this.low, this.bar, this.high),
       this.readout,
+      this.verdict,
       this.messages,
+      this.checkNode,
       this.account,
     );
     this.node.dataset.panel = id;
+    this.toggleLarge(false);
     this.listen();
+  }
+
+  toggleLarge(large = !this.large) {
+    this.large = large;
+    this.node.classList.toggle("saliency-large", large);
+    this.enlarge.textContent = large ? "⤡" : "⤢";
+    this.enlarge.title = large ? "back among the others" : "as wide as the page";
+    this.enlarge.setAttribute("aria-label", `${large ? "shrink" : "enlarge"} ${this.id}`);
+    this.enlarge.setAttribute("aria-pressed", large);
   }
 
   listen() {
@@ -210,12 +284,60 @@ class Panel {
     if (running) {
       if (info.total) this.progress.value = Math.min(info.done / info.total, 1);
       else this.progress.removeAttribute("value");
-      this.note.textContent = info.done ? `${info.done}${info.total ? " of " + info.total : ""} passes` : info.state;
+      const passes = `${info.done}${info.total ? "/" + info.total : ""} passes${info.left ? ", " + info.left : ""}`;
+      this.note.textContent = info.done ? passes : info.state;
     }
+    this.verdict.textContent = info.account?.verdict ?? "";
+    this.verdict.hidden = !this.verdict.textContent;
     this.messages.replaceChildren(...(info.warnings ?? []).map((text) => h("p", { textContent: text })));
     this.showAccount(info.account);
-    const sum = this.values ? `, from ${signed(this.limit ? -this.limit : 0)} to ${signed(this.limit ?? 0)}` : "";
-    this.canvas.setAttribute("aria-label", `${info.title}: relevance over the picture (${info.state}${sum})`);
+    this.info = info;
+    this.label();
+    this.showCheck(info);
+  }
+
+  /** Whether the map can be trusted: a button first, then what was measured. */
+  showCheck(info) {
+    const { board } = this;
+    const told = JSON.stringify([info.state, info.check, board.dead]);
+    if (told === this.toldCheck) return;
+    this.toldCheck = told;
+    const possible = board.model.get("can_check") && info.state === "done" && !["layer", "concept"].includes(this.id);
+    if (!info.check) {
+      const ask = h("button", { type: "button", textContent: "Is this map about the model?", disabled: board.dead,
+        title: "takes parts away, asks for another class, draws the head anew, tries a second rule",
+        onclick: () => board.model.send({ type: "check", id: this.id }) });
+      this.checkNode.replaceChildren(...(possible && board.live ? [ask] : []));
+      return;
+    }
+    const { state, verdict, holds, findings = [], left_out = [], pictures = [] } = info.check;
+    if (state === "running") {
+      this.checkNode.replaceChildren(h("p", { textContent: "Checking this map …" }));
+      return;
+    }
+    const mark = (good) => h("span", { className: good ? "saliency-holds" : "saliency-fails", textContent: good ? "✓" : "✗" });
+    const line = ({ name, text, holds: good }) => {
+      const word = h("span", { className: "saliency-hidden", textContent: good ? "holds: " : "does not hold: " });
+      return h("li", {}, mark(good), word, h("span", { textContent: `${name}: ${text}` }));
+    };
+    const picture = ({ title, src }) =>
+      h("figure", {}, h("img", { src, alt: `map for comparison: ${title}` }), h("figcaption", { textContent: title }));
+    this.checkNode.replaceChildren(
+      h("p", {}, mark(holds === true), h("strong", { textContent: verdict })),
+      h("div", { className: "saliency-compared" }, ...pictures.map(picture)),
+      h("details", {}, h("summary", { textContent: "What was measured" }), h("ul", {}, ...findings.map(line)),
+        ...left_out.map((text) => h("p", { textContent: `Not asked: ${text}` }))),
+    );
+  }
+
+  /** What the canvas shows, for who cannot see it. */
+  label() {
+    const { info } = this;
+    if (!info) return;
+    const range = this.values ? `, from ${signed(this.signed ? -this.limit : 0)} to ${signed(this.limit)}` : "";
+    const sides = this.signed ? "positive values speak for the class, negative ones against it" : "values without a sign";
+    const where = this.values ? `; ${sides}; ${whereStrongest(this.values, this.board.width)}` : "";
+    this.canvas.setAttribute("aria-label", `${info.title}: relevance over the picture (${info.state}${range}${where})`);
   }
 
   showAccount(account) {
@@ -224,18 +346,50 @@ class Panel {
     const open = this.account.open;
     const rows = account.rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row", textContent: name }),
       h("td", { textContent: value })));
+    const numbers = [h("table", {}, h("tbody", {}, ...rows)), h("pre", { textContent: account.text })];
+    const bars = account.bars ?? [];
+    const more = bars.length ? [h("details", {}, h("summary", { textContent: "Numbers" }), ...numbers)] : numbers;
     this.account.replaceChildren(
       h("summary", { textContent: `Account of relevance: ${account.summary}` }),
-      h("table", {}, h("tbody", {}, ...rows)),
-      h("pre", { textContent: account.text }),
+      this.accountBars(bars),
+      ...more,
     );
     this.account.open = open;
   }
 
+  /** From the score down to what arrived; a bar of a layer opens it. */
+  accountBars(bars) {
+    const ends = bars.flatMap(({ start, end }) => [start, end]);
+    const low = Math.min(0, ...ends);
+    const span = Math.max(...ends, 0) - low || 1;
+    const items = bars.map(({ name, kind, label, start, end, layer }) => {
+      const left = (100 * (Math.min(start, end) - low)) / span;
+      const drawn = h("span", { className: "saliency-drawn" });
+      drawn.style.marginLeft = `${left}%`;
+      drawn.style.width = `${(100 * Math.abs(end - start)) / span}%`;
+      drawn.dataset.kind = kind;
+      const parts = [h("span", { textContent: name }), h("span", {}, drawn), h("span", { textContent: label })];
+      if (!layer) return h("li", {}, h("div", {}, ...parts));
+      const button = h("button", { type: "button", title: `show layer ${layer}`, onclick: () => this.board.ask("layer", layer),
+        disabled: !this.board.live || this.board.dead }, ...parts);
+      button.setAttribute("aria-label", `${name}: ${label}; show layer ${layer}`);
+      return h("li", {}, button);
+    });
+    return h("ol", { className: "saliency-account-bars", hidden: bars.length === 0 }, ...items);
+  }
+
   load(view) {
-    this.values = view && view.byteLength ? floatsOf(view) : null;
-    this.magnitudes = this.values && sortedMagnitudes(this.values);
+    this.volume = view && view.byteLength ? floatsOf(view) : null;
+    this.magnitudes = this.volume && sortedMagnitudes(this.volume);
+    this.cut();
+  }
+
+  /** Take the slice that is shown. */
+  cut() {
+    const { width, height, slice } = this.board;
+    this.values = this.volume && this.volume.subarray(slice * width * height, (slice + 1) * width * height);
     this.recolour();
+    this.label();
   }
 
   recolour() {
@@ -295,6 +449,8 @@ class Board {
   constructor(model, el) {
     this.model = model;
     this.panels = new Map();
+    this.depth = Math.max(model.get("depth") ?? 1, 1);
+    this.slice = Math.min(Math.max(model.get("slice") ?? 0, 0), this.depth - 1);
     this.zoom = { scale: 1, x: 0, y: 0 };
     this.spot = null;
     this.handlers = [];
@@ -310,6 +466,9 @@ class Board {
     this.grid = h("div", { className: "saliency-grid" });
     this.channelStrip = h("div", { className: "saliency-channels", hidden: true });
     this.channelStrip.setAttribute("role", "group");
+    this.channelStrip.addEventListener("keydown", (event) => this.channelKey(event));
+    this.channelStrip.addEventListener("focusin", (event) => { this.channelFocus = event.target.dataset.channel; });
+    this.channelStrip.addEventListener("focusout", () => { this.channelFocus = null; });
     this.channelStrip.setAttribute("aria-label", "channels of the layer, strongest first");
     this.code = h("textarea", { className: "saliency-code", readOnly: true, hidden: true, rows: 4 });
     this.code.setAttribute("aria-label", "the call that reproduces this view");
@@ -339,9 +498,14 @@ class Board {
   setDead(dead) {
     if (this.dead === dead) return;
     for (const control of this.asking.querySelectorAll("select, input")) control.disabled = dead;
-    for (const button of this.channelStrip.querySelectorAll("button")) button.disabled = dead;
-    for (const panel of this.panels.values()) panel.cancel.disabled = dead;
+    for (const button of this.root.querySelectorAll(".saliency-channels button, .saliency-account-bars button")) {
+      button.disabled = dead;
+    }
     this.dead = dead;
+    for (const panel of this.panels.values()) {
+      panel.cancel.disabled = dead;
+      if (panel.info) panel.showCheck(panel.info);
+    }
     this.say(dead ? "No kernel: run the cell again to ask for other classes, rules and layers." : "");
   }
 
@@ -354,7 +518,8 @@ class Board {
   takePicture() {
     this.width = this.model.get("width");
     this.height = this.model.get("height");
-    this.image = bytesOf(this.model.get("image"));
+    const size = 3 * this.width * this.height;
+    this.image = bytesOf(this.model.get("image")).subarray(this.slice * size, (this.slice + 1) * size);
     this.blank = null;
     this.backs = null;
   }
@@ -390,6 +555,8 @@ class Board {
     this.on("cmap sign percentile backdrop", () => this.recolour());
     this.on("opacity cmap sign percentile backdrop", () => this.showLook());
     this.on("image", () => { this.takePicture(); this.recolour(); });
+    this.on("slice", () => this.showSlice(this.model.get("slice")));
+    this.on("frame truth", () => { for (const panel of this.panels.values()) panel.marks.show(); });
     this.on("target top classes rule rules selected methods layer layers", () => this.showAsked());
     this.on("channels channel_maps channel", () => this.showChannels());
   }
@@ -398,7 +565,17 @@ class Board {
     for (const [name, handler] of this.handlers) this.model.off(name, handler);
     cancelAnimationFrame(this.frame);
     this.gone = true;
+    this.resized?.disconnect();
     this.unfollow?.();
+  }
+
+  showSlice(slice) {
+    this.slice = Math.min(Math.max(slice, 0), this.depth - 1);
+    this.sliceSlider.value = this.slice;
+    this.sliceText.textContent = `${this.slice + 1} of ${this.depth}`;
+    this.takePicture();
+    for (const panel of this.panels.values()) panel.cut();
+    this.point(this.spot);
   }
 
   /* drawing: at most once a frame */
@@ -521,14 +698,27 @@ class Board {
     optionsOf(this.backdropSelect, [["colour", "colour"], ["grey", "grey"], ["none", "none"]], "colour");
     this.opacityText = h("output");
     this.percentileText = h("output");
+    this.sliceSlider = h("input", { type: "range", min: 0, max: this.depth - 1, step: 1, value: this.slice,
+      oninput: (event) => this.model.set("slice", Number(event.target.value)) });
+    this.sliceText = h("output", { textContent: `${this.slice + 1} of ${this.depth}` });
+    const slices = labelled("Slice", this.sliceSlider, this.sliceText);
+    slices.hidden = this.depth === 1;
     const row = h("div", { className: "saliency-controls" },
       labelled("Opacity", this.opacity, this.opacityText), labelled("Colours", this.cmap),
       labelled("Sign", this.sign), labelled("Clip percentile", this.percentile, this.percentileText),
-      labelled("Backdrop", this.backdropSelect));
+      labelled("Backdrop", this.backdropSelect), slices);
     row.setAttribute("role", "group");
     row.setAttribute("aria-label", "look");
     this.showLook();
-    return row;
+    const folded = h("details", { className: "saliency-looks", open: true }, h("summary", { textContent: "Look" }), row);
+    this.resized = new ResizeObserver(([entry]) => {
+      const narrow = entry.contentRect.width < NARROW;
+      if (narrow !== this.narrow) folded.open = !narrow;
+      this.narrow = narrow;
+      folded.classList.toggle("saliency-foldable", narrow);
+    });
+    this.resized.observe(this.root);
+    return folded;
   }
 
   showLook() {
@@ -558,7 +748,7 @@ class Board {
     this.search = h("input", { type: "search", placeholder: "name or number", onchange: () => this.searched(),
       onkeydown: (event) => { if (event.key === "Enter") this.searched(); } });
     this.search.setAttribute("list", listId);
-    this.ruleSelect = h("select", { onchange: (event) => this.ask("rule", event.target.value) });
+    this.ruleSelect = h("select", { onchange: (event) => this.choseRule(event.target.value) });
     this.layerSlider = h("input", { type: "range", min: 0, step: 1,
       oninput: () => this.showLayerName(), onchange: () => this.askLayer() });
     this.layerText = h("output", { className: "saliency-layer" });
@@ -569,11 +759,19 @@ class Board {
     this.layerControl.classList.add("saliency-wide");
     this.asking = h("div", { className: "saliency-controls", hidden: !this.live },
       labelled("Class", this.topSelect), labelled("Find class", this.search), this.names,
-      labelled("LRP rule", this.ruleSelect), this.methodList, this.layerControl);
+      this.ruleControl(), this.methodList, this.layerControl);
     this.asking.setAttribute("role", "group");
     this.asking.setAttribute("aria-label", "what is computed");
     this.showAsked();
     return this.asking;
+  }
+
+  ruleControl() {
+    this.ruleLine = h("small", { className: "saliency-rule-line", id: `saliency-${Math.random().toString(36).slice(2)}` });
+    this.ruleSelect.setAttribute("aria-describedby", this.ruleLine.id);
+    const control = labelled("LRP rule", this.ruleSelect);
+    control.append(this.ruleLine);
+    return control;
   }
 
   searched() {
@@ -617,7 +815,7 @@ class Board {
     if (this.names.children.length !== classes.length) {
       this.names.replaceChildren(...classes.map((name) => h("option", { value: name })));
     }
-    optionsOf(this.ruleSelect, model.get("rules").map((name) => [name, name]), model.get("rule"));
+    this.showRules();
     const layers = model.get("layers");
     this.layerSlider.max = layers.length;
     this.layerSlider.value = layers.indexOf(model.get("layer")) + 1;
@@ -626,6 +824,38 @@ class Board {
     this.search.parentElement.hidden = model.get("class_count") <= top.length;
     this.showLayerName();
     this.showMethods();
+  }
+
+  /** The first group, and the others where they are asked for or hold the rule that is shown. */
+  showRules() {
+    const rule = this.model.get("rule");
+    const groups = this.model.get("rule_groups") ?? [];
+    const lines = new Map(groups.flatMap(([, entries]) => entries));
+    const grouped = groups.length ? groups : [["", this.model.get("rules").map((name) => [name, ""])]];
+    const [first, ...others] = grouped;
+    const all = this.allRules || !first[1].some(([name]) => name === rule);
+    const group = ([label, entries]) => {
+      const options = entries.map(([name, line]) => h("option", { value: name, textContent: name, title: line }));
+      return label ? h("optgroup", { label }, ...options) : options;
+    };
+    const more = all || !others.length ? [] : [h("option", { value: MORE, textContent: "more…" })];
+    this.ruleSelect.replaceChildren(...[first, ...(all ? others : [])].flatMap(group), ...more);
+    this.ruleSelect.value = rule;
+    this.ruleSelect.title = lines.get(rule) ?? "";
+    this.ruleLine.textContent = lines.get(rule) ?? "";
+  }
+
+  choseRule(name) {
+    if (name !== MORE) {
+      this.ask("rule", name);
+      return;
+    }
+    this.allRules = true;
+    this.showRules();
+    try {
+      this.ruleSelect.showPicker();
+    } catch { // not everywhere: the next click opens it
+    }
   }
 
   showMethods() {
@@ -661,19 +891,39 @@ class Board {
     this.channelStrip.replaceChildren(heading, ...channels.map(({ index, relevance, share }, place) =>
       this.channelButton(index, relevance, share, values.subarray(place * height * width, (place + 1) * height * width),
         [height, width, limit], chosen)));
+    const buttons = [...this.channelStrip.querySelectorAll("button")];
+    const stop = buttons.find((button) => button.getAttribute("aria-pressed") === "true") ?? buttons[0];
+    for (const button of buttons) button.tabIndex = button === stop ? 0 : -1;
+    if (this.channelFocus) buttons.find((button) => button.dataset.channel === this.channelFocus)?.focus();
+  }
+
+  /** Arrow keys go from channel to channel, so that all of them are one tab stop. */
+  channelKey(event) {
+    const buttons = [...this.channelStrip.querySelectorAll("button")];
+    const here = buttons.indexOf(document.activeElement);
+    const to = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (to === undefined || here < 0) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const next = buttons[Math.min(Math.max(to, 0), buttons.length - 1)];
+    for (const button of buttons) button.tabIndex = button === next ? 0 : -1;
+    next.focus();
   }
 
   channelButton(index, relevance, share, values, [height, width, limit], chosen) {
     const canvas = h("canvas", { width, height });
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(width, height);
-    const { rgb } = colourise(values, limit, "both", this.lut());
-    for (let i = 0; i < values.length; i++) pixels.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i);
+    const { rgb, alpha } = colourise(values, limit, "both", this.lut());
+    for (let i = 0; i < values.length; i++) { // nothing is the theme's ground
+      pixels.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], Math.round(255 * alpha[i])], 4 * i);
+    }
     context.putImageData(pixels, 0, 0);
     const on = index === chosen;
     const button = h("button", { type: "button", disabled: !this.live || this.dead,
       onclick: () => this.ask("channel", on ? -1 : index) }, canvas,
       h("span", { textContent: `${index}` }), h("small", { textContent: percent(share) }));
+    button.dataset.channel = index;
     button.setAttribute("aria-pressed", on);
     button.setAttribute("aria-label", `channel ${index}, relevance ${signed(relevance)}`);
     return button;
@@ -734,12 +984,22 @@ class Board {
       const top = gap + Math.floor(place / columns) * (t + gap + 24);
       context.fillText(panel.title.textContent, left, top + 16, w);
       context.drawImage(panel.canvas, left, top + 24, w, t);
+      context.save();
+      context.translate(left, top + 24);
+      context.scale(zoom, zoom);
+      context.lineWidth = 2 / zoom;
+      for (const [name, path] of marksOf(this.model)) {
+        context.setLineDash(name === "frame" ? [6 / zoom, 4 / zoom] : []);
+        context.strokeStyle = name === "frame" ? "#333333" : "#00a651";
+        context.stroke(new Path2D(path));
+      }
+      context.restore();
     });
     sheet.toBlob((blob) => download(blob, "saliency.png"), "image/png");
   }
 
   state() {
-    const names = ["width", "height", "image", "luts", "sequential", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
+    const names = ["width", "height", "depth", "slice", "frame", "truth", "rule_groups", "can_check", "image", "luts", "sequential", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
       "methods", "selected", "layers", "layer", "channels", "channel_maps", "channel_size", "channel", "opacity", "cmap",
       "sign", "percentile", "backdrop", "call", "page", "_css", ...[...this.panels.keys()].map((id) => `map_${id}`)];
     const panels = this.model.get("panels").map((info) =>
@@ -829,7 +1089,7 @@ async function unpackedPicture({ picture }, width, height) {
 async function packed(state) {
   const out = {};
   for (const [name, value] of Object.entries(state)) {
-    if (name === "image") out[name] = packedPicture(bytesOf(value), state.width, state.height);
+    if (name === "image") out[name] = packedPicture(bytesOf(value), state.width, state.height * (state.depth ?? 1));
     else if (name.startsWith("map_") || name === "channel_maps") out[name] = await packedMap(floatsOf(value));
     else out[name] = value;
   }
@@ -843,7 +1103,7 @@ async function unpacked(json) {
     if (typeof value?.floats === "string") {
       state[name] = await piped(fromBase64(value.floats), new DecompressionStream("deflate"));
     } else if (typeof value?.steps === "string") state[name] = await unpackedMap(value);
-    else if (typeof value?.picture === "string") state[name] = await unpackedPicture(value, state.width, state.height);
+    else if (typeof value?.picture === "string") state[name] = await unpackedPicture(value, state.width, state.height * (state.depth ?? 1));
   }
   return state;
 }
