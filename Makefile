@@ -12,7 +12,7 @@ CORES  := -n auto --dist loadfile
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-browser coverage bench memory lint format notebooks clean
+.PHONY: help venv demo test test-fast test-browser coverage bench memory faults lint format notebooks clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -29,6 +29,10 @@ $(VENV)/.runtime: $(VENV)/pyvenv.cfg setup.py pyproject.toml constraints.txt
 	$(PIP) -e .
 	@touch $@
 
+$(VENV)/.demo: $(VENV)/.runtime
+	$(PIP) -e ".[demo]"
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo 'installing what the tests need into $(VENV): minutes the first time, nothing after that'
 	$(PIP) -e ".[test,dev]"
@@ -36,7 +40,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 venv: $(VENV)/.dev            ## make .venv with everything that tests and tools need
 
-demo: $(VENV)/.runtime            ## explain real images; writes build/demo/
+demo: $(VENV)/.demo            ## explain photographs; writes build/demo/
 	$(BIN)/python -m saliency_lrp --demo --out build/demo
 
 test: $(VENV)/.dev            ## run every test, notebooks included
@@ -60,6 +64,9 @@ bench: $(VENV)/.dev            ## time one map against one plain gradient, ours 
 
 memory: $(VENV)/.dev            ## memory of one map against one plain gradient
 	$(BIN)/python benchmarks/memory.py $(ARGS)
+
+faults: $(VENV)/.dev            ## signals, kills, full disks, threads: what of model and data survives
+	$(BIN)/python -m tests.faults.suite $(ARGS)
 
 lint: $(VENV)/.dev            ## check style
 	$(BIN)/ruff check .

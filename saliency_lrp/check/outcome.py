@@ -43,10 +43,10 @@ class Check:
 
     @property
     def score(self) -> float:
-        """From 0 (not this model's map, or not where it looks) to 1: what was measured of agreement, multiplied."""
+        """From 0 (not this model's map) to 1: agreement with the map made again times that with a second rule."""
         product = 1.0
         for finding in self.findings:
-            if finding.name in ("made again", "deletion") or finding.name.startswith("second rule"):
+            if finding.name == "made again" or finding.name.startswith("second rule"):
                 product *= min(max(finding.value, 0.0), 1.0)
         return product
 

@@ -14,7 +14,7 @@ from ..explainers import registry
 from ..explainers.base import Question
 from ..explainers.plan import Plan
 from ..explainers.progress import watching
-from ..model.answer import Answer
+from ..model.answer import Answer, probabilities
 from ..model.as_found import as_found
 
 #: Passes that a method may need for one more map; dearer ones (occlusion, LIME) are not made again.
@@ -86,20 +86,29 @@ class Subject:
         with nullcontext() if at_any_price else watching(stop_where_dear), as_found(model):
             return explainer.explain(self.input, self.label if label is None else label, self.picture).detach().cpu()
 
-    def scores(self, inputs: Tensor, model: nn.Module | None = None) -> Tensor:
-        """The explained number for each of several inputs, (N,), on the CPU."""
-        model = model or self.model
+    @property
+    def has_classes(self) -> bool:
+        """Whether the model says probabilities, and not one number of its own."""
+        return self.answer is not None and self.answer.probabilities is not None
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        """For each of several inputs the log-probability of the class, or the explained number; (N,), on the CPU."""
         found = []
-        with as_found(model), torch.no_grad():
+        with as_found(self.model), torch.no_grad():
             for part in inputs.split(BATCH):
-                question = Question(model, self.label if callable(self.label) else self.label.expand(len(part)))
-                found.append(question.score(part).double().cpu())
+                out = Question(self.model, self.label).forward(part).double().cpu()
+                found.append(self.log_probability(out) if self.has_classes else out.flatten())
         return torch.cat(found)
 
-    def flat(self, relevance: Tensor) -> Tensor:
-        """A map without channels, smoothed where it lies in space: (1, H, W), say."""
+    def log_probability(self, scores: Tensor) -> Tensor:
+        """Of the class, from (N, C) scores."""
+        rows = (probabilities(row) for row in scores)
+        return torch.stack([p[self.answer.target].clamp_min(1e-30).log() for p in rows])
+
+    def flat(self, relevance: Tensor, pieces: int) -> Tensor:
+        """A map without channels, smoothed by windows of a side's ``pieces``-th where it lies in space."""
         summed = relevance.double().sum(1) if self.spatial else relevance.double()
-        return smooth(summed if self.signed else summed.abs(), self.spatial)
+        return smooth(summed if self.signed else summed.abs(), self.spatial, pieces)
 
 
 def account_off(plan: Plan) -> dict[str, bool]:
@@ -113,11 +122,11 @@ def stop_where_dear(done: int, total: int) -> None:
         raise TooDear(total)
 
 
-def smooth(values: Tensor, spatial: int) -> Tensor:
-    """Means over a window of a thirteenth of each side: what a reader sees of a map."""
+def smooth(values: Tensor, spatial: int, pieces: int) -> Tensor:
+    """Means over a window of a small part of each side: what a reader sees of a map."""
     if not spatial:
         return values
-    sides = [max(1, side // 13) | 1 for side in values.shape[1:]]
+    sides = [max(1, side // pieces) | 1 for side in values.shape[1:]]
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[spatial - 1] if spatial <= 3 else None
     if pool is None:
         return values

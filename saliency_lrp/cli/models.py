@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, unknown_name
+from ..photographs import PHOTO_MODEL, load_photo_model
 
 
 def find_device(name: str | None) -> torch.device | None:
@@ -30,11 +31,13 @@ def find_device(name: str | None) -> torch.device | None:
 
 def find_model(options: argparse.Namespace) -> nn.Module:
     """The model that the options name."""
+    if options.model == PHOTO_MODEL:
+        return load_photo_model()
     if options.model is not None:
         return torchvision_model(options.model)
     if options.module is not None:
         return module_model(options.module)
-    if options.demo:
+    if options.demo or options.digits:
         from ..demo import load_demo_model
 
         return load_demo_model()

@@ -20,7 +20,9 @@ MOST_IMAGES = 50
 EXAMPLES = """\
 examples:
   saliency-lrp --demo
-      explain three images by a small network that comes with the package; needs no other file
+      photographs by a network trained on ImageNet, where saliency-lrp[demo] is installed; else as --digits
+  saliency-lrp --digits
+      three images by a small network that comes with the package; needs no other file
   saliency-lrp dog.jpg --model resnet50
       a torchvision classifier; its weights are downloaded the first time
   saliency-lrp scan.png --module train.py:make_model
@@ -64,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="images to explain, in any format that Pillow reads, or folders of some",
     )
-    _add_model(parser, "the demo network (and images, without IMAGE)")
+    _add_model(parser, "photographs by EfficientNet-Lite0 (extra 'demo'); without it, and with IMAGE, as --digits")
     parser.add_argument(
         "--method",
         action="append",
@@ -86,11 +88,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser, demo: str) -> None:
     whose = parser.add_mutually_exclusive_group()
-    whose.add_argument("--model", metavar="NAME", help="a torchvision classifier, with its trained weights")
+    whose.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a torchvision classifier, with its trained weights; or efficientnet_lite0 (extra 'demo')",
+    )
     whose.add_argument(
         "--module", metavar="FILE.py:NAME", help="a model, or a function without arguments that returns one"
     )
     whose.add_argument("--demo", action="store_true", help=demo)
+    whose.add_argument("--digits", action="store_true", help="the small digit network that comes with the package")
 
 
 def build_batch_parser() -> argparse.ArgumentParser:
@@ -101,7 +108,7 @@ def build_batch_parser() -> argparse.ArgumentParser:
         "same command; under torchrun the processes share the work.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="images, at any depth")
-    _add_model(parser, "the demo network")
+    _add_model(parser, "the small digit network")
     parser.add_argument("--out", type=Path, default=Path("maps.zarr"), metavar="STORE", help="default: %(default)s")
     parser.add_argument(
         "--target",

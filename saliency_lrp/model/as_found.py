@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.overrides import _pop_mode
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from . import graph_free
 from .interrupts import Shields, deliver, delivering, unbroken
@@ -129,7 +129,7 @@ class ThreadModes:
     def __init__(self) -> None:
         self.owner = threading.get_ident()
         self.gradients = torch.is_grad_enabled()
-        self.calls = torch._C._len_torch_function_stack()
+        self.calls = calls_seen_by()
         self.hooks = top_hooks()
         self.inference: torch.inference_mode | None = None
 
@@ -144,8 +144,7 @@ class ThreadModes:
         """No interception and no hooks but those that were there before."""
         if threading.get_ident() != self.owner:
             return  # the modes of a thread that has ended went with it
-        while torch._C._len_torch_function_stack() > self.calls:
-            _pop_mode()
+        see_calls_by(self.calls)
         while (top := top_hooks()) is not None and (self.hooks is None or top[0] is not self.hooks[0]):
             torch._C._autograd._pop_saved_tensors_default_hooks()
 
@@ -158,6 +157,24 @@ class ThreadModes:
             inference.__exit__(None, None, None)
         if torch.is_grad_enabled() != self.gradients:
             torch.set_grad_enabled(self.gradients)
+
+
+def calls_seen_by() -> list[Any]:
+    """The modes that see this thread's torch calls, the innermost one last."""
+    return list(_get_current_function_mode_stack())
+
+
+@unbroken
+def see_calls_by(modes: list[Any]) -> None:
+    """Have these modes see the calls and no others: torch itself takes one off for a while, and may not come back."""
+    now = calls_seen_by()
+    shared = 0
+    while shared < min(len(now), len(modes)) and now[shared] is modes[shared]:
+        shared += 1
+    for _ in now[shared:]:
+        _pop_mode()
+    for mode in modes[shared:]:
+        _push_mode(mode)
 
 
 def top_hooks() -> Any:
