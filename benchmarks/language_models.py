@@ -140,7 +140,8 @@ class Patched:
         self.swap(on=False)
 
     def items(self) -> list[tuple[Any, str, Any]]:
-        owners = [self.home, *(v for v in vars(self.home).values() if isinstance(v, type)), nn.functional, torch]
+        classes = [v for v in vars(self.home).values() if isinstance(v, type) and issubclass(v, nn.Module)]
+        owners: list[Any] = [self.home, *classes, nn.functional, torch]
         import transformers.modeling_utils
 
         owners.append(transformers.modeling_utils)
