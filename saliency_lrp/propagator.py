@@ -785,8 +785,9 @@ class Trace:
             kept = Account() if account else None
             self.binding.use(chosen, None if gates else kept)
             # of neurons inside the model it is not known here whether any is 0
-            at_zero = not isinstance(out, Tensor) or bool(((out == 0) & (seeds != 0)).any())
-            self.binding.vanishing = self.bound or (vanishing and not at_zero)
+            if not self.bound:
+                vanishing &= isinstance(out, Tensor) and not bool(((out == 0) & (seeds != 0)).any())
+            self.binding.vanishing = self.bound or vanishing
             self.binding.maps = len(starts)
             self.binding.retain = True
             inside = [edge for group in edges for edge in group]

@@ -229,16 +229,14 @@ class Explainer:
                 f"{type(self).__name__} explains models of one input, and this one has several ({names}): take another "
                 "method (lrp, grad_x_input, integrate_grad, ...)."
             )
-        found = {}
-        for k in bundle.explained:
-            alone = Question(
-                self.model,
-                label,
-                partial(bundle.call_alone, run, k),
-                lambda i, k=k: partial(bundle.item(i).call_alone, run, k),
-            )
-            found[k] = self.attribute(bundle.given[k], alone)
-        return found
+
+        def alone(k: int) -> Question:
+            def of_item(number: int) -> Callable[[Tensor], Any]:
+                return partial(bundle.item(number).call_alone, run, k)
+
+            return Question(self.model, label, partial(bundle.call_alone, run, k), of_item)
+
+        return {k: self.attribute(bundle.given[k], alone(k)) for k in bundle.explained}
 
     def explain(self, inp: Any, ind: Target = None, raw_inp: object = None, constants: Sequence[str | int] = ()) -> Any:
         """Explain the model's output for a batch.
