@@ -312,7 +312,7 @@ def write_tables(page: Path) -> None:
         if not result.scores:
             continue
         parts.append(
-            f"### {title}\n\n`lrp` on relevance mass: {standing(result, 'relevance_mass')}.  \n"
+            f"#### {title}\n\n`lrp` on relevance mass: {standing(result, 'relevance_mass')}.  \n"
             f"`lrp` on MoRF-LeRF: {standing(result, 'morf_lerf')}.\n\n{table(result)}\n"
         )
     begin, end = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"

@@ -3,7 +3,7 @@
 EfficientNet-Lite with ImageNet weights explains photographed things pasted on photographs (`real_world.py` says where
 both come from). Rules were chosen on half of the things and on Lite0 and Lite1; what is written are the other half of
 the things, and Lite2, on which nothing was chosen. Pictures and scores are cached under `build/real`: an interrupted
-run goes on where it was; `--fresh` measures anew.
+run goes on where it was; `--fresh` measures anew. Peers: `pip install -c constraints.txt zennit grad-cam`.
 """
 
 from __future__ import annotations
@@ -409,7 +409,7 @@ def write(page: Path, numbers: Path) -> None:
         if "lrp" not in found:
             continue
         stands = "  \n".join(f"`lrp` on {k}: {standing(found, k)}." for k in ("right object", "mass", "LeRF-MoRF"))
-        parts.append(f"### {title}\n\n{stands}\n\n{table(found)}\n")
+        parts.append(f"#### {title}\n\n{stands}\n\n{table(found)}\n")
         summary[net] = {
             label: scores["error"]
             if "error" in scores
@@ -418,7 +418,9 @@ def write(page: Path, numbers: Path) -> None:
         }
     head, rest = page.read_text(encoding="utf-8").split(BEGIN)
     page.write_text(head + BEGIN + "\n\n" + "\n".join(parts) + "\n" + END + rest.split(END)[1], encoding="utf-8")
-    numbers.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(summary, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[\s+(\S+),\s+(\S+)\s+\]", r"[\1, \2]", text)  # a pair a line
+    numbers.write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ if _TYPE_CHECKING:  # what follows in _PUBLIC, for editors and type checkers
     from .composites import list_composites
     from .explainers.lrp import LrpExplainer
     from .explainers.registry import list_methods
+    from .language import TextExplanation, explain_text
     from .propagator import RelevancePropagator
     from .results import ImageSaliencyResult, SaliencyResults, get_image_saliency_plot
     from .rules import list_rules
@@ -50,6 +51,8 @@ _PUBLIC = {
     "list_composites": "composites",
     "LrpExplainer": "explainers.lrp",
     "RelevancePropagator": "propagator",
+    "TextExplanation": "language",
+    "explain_text": "language",
     "tune": "tuning",
 }
 #: modules that are public as such
@@ -73,12 +76,14 @@ __all__ = [
     "LrpExplainer",
     "RelevancePropagator",
     "SaliencyResults",
+    "TextExplanation",
     "check",
     "compare_saliency",
     "composites",
     "dataset",
     "demo",
     "evaluation",
+    "explain_text",
     "functions",
     "get_image_saliency_plot",
     "get_image_saliency_results",

@@ -130,6 +130,8 @@ def prepare(
 ) -> tuple[Any, Tensor, images.Geometry | None, list[str]]:
     """Picture to draw, the model's input, geometry and warnings."""
     transform: Callable[[Any], Any] | None = options.get("transform")
+    if raw is not None and images.is_window(options.get("window")):
+        raw = images.windowed(raw, options["window"])
     if input is None and is_model_input(raw):
         input, raw = (raw[None] if raw.ndim == 3 else raw), None
     if raw is None and input is None:

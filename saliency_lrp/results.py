@@ -14,6 +14,7 @@ import numpy as np
 
 from . import images
 from .display.figure import get_image_saliency_plot
+from .display.volume import greys
 from .errors import InputError
 from .model.answer import Answer
 
@@ -109,6 +110,14 @@ class ImageSaliencyResult:
         if self.relevance is None:
             return self.saliency
         return place(self.relevance, self.geometry)
+
+    @property
+    def volume(self) -> np.ndarray | None:
+        """(D, H, W) uint8: the volume that was explained, in greys, to draw under its map; None for anything else."""
+        x = None if self.origin is None else self.origin[0].input
+        if getattr(x, "ndim", 0) != 5:
+            return None
+        return greys(x[0])[..., 0]
 
     @property
     def conserved(self) -> float | None:

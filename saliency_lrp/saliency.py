@@ -60,7 +60,8 @@ def get_saliency(
     layer_path : str or sequence of str, optional
         Layer for the class activation methods, ``"layer4.1"`` or ``["layer4", "1"]``.
     **options
-        Options of the method, and ``transform`` (image to tensor), ``geometry``
+        Options of the method, and ``window`` (two numbers of the image that are shown black and white, such as
+        ``(-1000, 400)`` for a CT slice), ``transform`` (image to tensor), ``geometry``
         (:class:`images.Geometry`), ``class_names``, ``seed`` (int, for random methods),
         ``constants`` (of several inputs, those that are not explained).
 

@@ -64,13 +64,13 @@ class RelevantText:
         )
 
     def _span(self, token: str, value: float, strength: float) -> str:
-        word, space = _readable(token)
-        # the colours are dark enough or faint enough for black text in both themes
+        word, space = readable(token)
+        # opaque behind strong words, so that black on it can be read in any theme; a line under weak ones
         red, green, blue = (214, 96, 77) if strength > 0 else (67, 147, 195)
         strongest = abs(strength) > 0.999
         mark = ";border-bottom:3px double #000" if strongest else ""
         paint = (
-            f"background:rgba({red},{green},{blue},{abs(strength):.2f});color:#000"
+            f"background:#fff;box-shadow:inset 0 0 0 2em rgba({red},{green},{blue},{abs(strength):.2f});color:#000"
             if abs(strength) >= 0.35
             else f"box-shadow:inset 0 -0.35em rgba({red},{green},{blue},{abs(strength):.2f})"
         )
@@ -82,7 +82,7 @@ class RelevantText:
     def __repr__(self) -> str:
         """One line per word, strongest first: what is left where there is no HTML."""
         order = np.argsort(-np.abs(self.relevance), kind="stable")[:10]
-        strongest = ", ".join(f"{_readable(self.tokens[i])[0]} {self.relevance[i]:+.3g}" for i in order)
+        strongest = ", ".join(f"{readable(self.tokens[i])[0]} {self.relevance[i]:+.3g}" for i in order)
         name = f"{self.title!r}, " if self.title else ""
         return f"RelevantText({name}{len(self.tokens)} tokens; strongest: {strongest})"
 
@@ -98,7 +98,7 @@ def show_text(tokens: Sequence[str], relevance: Any, title: str = "", percentile
     return RelevantText(tokens, relevance, title, percentile)
 
 
-def _readable(token: str) -> tuple[str, str]:
+def readable(token: str) -> tuple[str, str]:
     """The token without its tokenizer's mark, and the space before it."""
     for joiner in JOINERS:
         if token.startswith(joiner) and len(token) > len(joiner):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import images
 from ..errors import InputError
-from . import colours
+from . import colours, volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ _BELOW = 0.75  # title above and line under a panel
 _LINE = 0.24
 _ASPECTS = (0.3, 1.8)  # height over width of the pictures that panels are shaped for
 _SMALL_LINE = 0.14  # inches under a panel, for every line beyond the first
+_VIEWS = (*volume.AXES, "projection")  # of a volume, in a row
 _TITLE, _PANEL_TITLE, _SMALL = 14, 13, 8  # points
 
 _NOTE = "Colours are clipped at the {:g}th percentile of |relevance| of each map; opacity follows its square root."
@@ -57,7 +59,7 @@ def get_image_saliency_plot(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    results = list(image_saliency_results)
+    results, cols = _flat(image_saliency_results, cols)
     figure = Figure(figsize=figsize or default_figsize(results, cols), layout="constrained")
     FigureCanvasAgg(figure)
     draw_results(figure, results, cols)
@@ -68,6 +70,7 @@ def draw_tensorwatch(results: Sequence[Any], cols: int = 2, figsize: tuple[float
     """Draw results as TensorWatch does: each map in its own colours and opacity, in a pyplot figure."""
     import matplotlib.pyplot as plt
 
+    results, cols = _flat(results, cols)
     rows = max(1, math.ceil(len(results) / cols))
     figure = plt.figure(figsize=figsize or (4 * cols, 3 * rows))
     for i, result in enumerate(results):
@@ -94,6 +97,58 @@ def default_figsize(results: Sequence[Any], cols: int) -> tuple[float, float]:
     height += _SMALL_LINE * max((len(_under(result, _PANEL_WIDTH)) - 1 for result in results), default=0)
     around = [*_wrapped(_shared_subject(results), width, _TITLE), *_notes(results, width)]
     return width, height * max(1, math.ceil(len(results) / cols)) + _LINE * len(around)
+
+
+@dataclass
+class _FlatView:
+    """One view of a volume's map, drawn as a result of its own."""
+
+    title: str
+    raw_image: Any
+    saliency: np.ndarray
+    signed_map: np.ndarray
+    signed: bool
+    limit: float
+    point: tuple[int, int] | None
+    subject: str
+    warnings: Sequence[str] = ()
+    conserved: float | None = None
+    saliency_alpha: float = 0.4
+    saliency_cmap: str = "jet"
+
+
+def _flat(results: Sequence[Any], cols: int) -> tuple[list[Any], int]:
+    """Results with those of volumes as four flat views each, and the columns for them."""
+    panels: list[Any] = []
+    for result in results:
+        values = None if result.saliency is None else _values(result)
+        panels += _views_of(result, values) if values is not None and values.ndim == 3 else [result]
+    return panels, len(_VIEWS) if any(isinstance(panel, _FlatView) for panel in panels) else cols
+
+
+def _views_of(result: Any, values: np.ndarray) -> list[_FlatView]:
+    from PIL import Image
+
+    ground = getattr(result, "volume", None)
+    ground = None if ground is None or ground.shape != values.shape else ground
+    views = volume.views(values)
+    point, limit = volume.strongest(values), colours.colour_limit(values)
+    signed, subject = bool(getattr(result, "signed", False)), getattr(result, "subject", "")
+    flat = [
+        _FlatView(
+            f"{result.title}: {view.title}",
+            None if ground is None else Image.fromarray(view.of(ground)).convert("RGB"),
+            images.normalise(np.abs(view.values)),
+            view.values,
+            signed,
+            limit,
+            view.crosses(point) if view.index is not None else None,
+            subject,
+        )
+        for view in views
+    ]
+    flat[0].warnings, flat[0].conserved = getattr(result, "warnings", ()), getattr(result, "conserved", None)
+    return flat
 
 
 def _aspect(result: Any) -> float:
@@ -174,7 +229,8 @@ def _draw_panel(figure: Figure, axes: Axes, result: Any, width: float) -> None:
         values = _fit(values, (picture.height, picture.width))
         _draw_frame(axes, result)
     signed = bool(getattr(result, "signed", False))
-    drawn = _draw_map(axes, values, signed, see_through=picture is not None)
+    drawn = _draw_map(axes, values, signed, picture is not None, getattr(result, "limit", None))
+    _draw_cross(axes, getattr(result, "point", None))
     _draw_bar(figure, axes, drawn, signed)
     _say_under(axes, result, width)
 
@@ -222,12 +278,19 @@ def _draw_bar(figure: Figure, axes: Axes, drawn: Any, signed: bool) -> None:
     bar.ax.set_yticklabels(labels, fontsize=_SMALL)
 
 
-def _draw_map(axes: Axes, values: np.ndarray, signed: bool, see_through: bool) -> Any:
+def _draw_cross(axes: Axes, point: tuple[int, int] | None) -> None:
+    """Hair lines through the strongest voxel: where the other slices lie."""
+    if point is not None:
+        axes.axhline(point[0], color="#333", lw=0.5, ls=":")
+        axes.axvline(point[1], color="#333", lw=0.5, ls=":")
+
+
+def _draw_map(axes: Axes, values: np.ndarray, signed: bool, see_through: bool, limit: float | None = None) -> Any:
     from matplotlib import cm
     from matplotlib.colors import ListedColormap, Normalize
 
     values = np.atleast_2d(values)
-    limit = colours.colour_limit(values)
+    limit = colours.colour_limit(values) if limit is None else limit
     table = colours.colour_table(colours.SIGNED_COLOURS if signed else colours.UNSIGNED_COLOURS)
     rgb, alpha = colours.paint(colours.strengths(values, limit, signed), table, signed)
     opacity = colours.OPACITY * alpha if see_through else np.ones_like(alpha)

@@ -263,14 +263,12 @@ class IdFollower:
         known = self.trail(t)
         with torch.no_grad():
             out = t.to(dtype)
-        if known is None or not self._are_numbers(t, known, name):
+        if known is None or known.path is None or not self._are_numbers(t, known, name):
             return out
         return self.end(out, known.path, known.sources)
 
     def _are_numbers(self, t: Tensor, known: Trail, name: str) -> bool:
         """Whether integers that become numbers are what is explained, and not a mask, a length or a position."""
-        if known.path is None:
-            return False
         if known.counts:
             return True
         sources = [self.arguments[s] for s in known.sources if s in self.arguments]
@@ -404,7 +402,7 @@ def moved(call: Integers) -> Any:
         if not isinstance(t, Tensor) or (t.dtype == torch.bool and call.trail(t) is None):
             return t
         if t is target:
-            return like(example, t.shape) if before is None else before.path.clone()
+            return like(example, t.shape) if before is None or before.path is None else before.path.clone()
         known = call.trail(t)
         return t.to(example.dtype) if known is None or known.path is None else known.path
 
@@ -430,8 +428,7 @@ def element_by_element(call: Integers) -> Any:
         return out
     if result.is_floating_point() or result.is_complex():
         return call.again(*substitute(call, lambda t: call.follower.as_numbers(t, result.dtype, call.name)))
-    path = sum(t.path for t in call.trails) / len(call.trails)
-    call.put(result, path.expand(result.shape), call.counts)
+    call.put(result, shared_path([t.path for t in call.trails if t.path is not None]).expand(result.shape), call.counts)
     return out
 
 
@@ -501,7 +498,7 @@ def indexed(call: Integers, out: Tensor) -> Tensor | None:
         return None
     shape = torch.broadcast_shapes(*(i.shape for i in tensors))
     before = index_position(items, table.dim())
-    path = (sum(paths) / len(paths)).expand(shape)
+    path = shared_path(paths).expand(shape)
     return path.reshape(*(1,) * before, *shape, *(1,) * (out.dim() - before - len(shape)))
 
 
@@ -526,30 +523,11 @@ def index_position(items: list[Any], dims: int) -> int:
 
 
 def scattered(call: Integers) -> Any:
-    """Constants written where ids say: a bag of words, a multi-hot vector. An id's share is one of its count."""
-    target, known, index = call.args[0], None, None
-    if call.name in ("scatter", "scatter_add", "scatter_reduce"):
-        dim, index = call.arg(1, "dim"), call.arg(2, "index")
-        known = call.trail(index)
-    elif call.name in ("__setitem__", "index_put") and isinstance(target, Tensor):
-        items = call.args[1] if isinstance(call.args[1], tuple | list) else (call.args[1],)
-        if all(isinstance(i, Tensor) and i.dtype != torch.bool for i in items):
-            index = tuple(items)
-            trails = [t for i in index if (t := call.trail(i)) is not None]
-            known = trails[0] if len(trails) == 1 else None
-    if known is None or known.path is None or not isinstance(target, Tensor):
+    """Constants written where ids say: a bag of words, a multi-hot vector."""
+    target, path = call.args[0], scattered_path(call)
+    if path is None:
         return unfollowed(call)
-    zeros = like(known.path, target.shape)
-    path = known.path
-    if isinstance(index, tuple):
-        path = path.expand(torch.broadcast_shapes(*(i.shape for i in index)))
-        count = zeros.index_put(index, torch.ones_like(path), accumulate=True)[index]
-        path = zeros.index_put(index, path / count, accumulate=True)
-    else:
-        count = zeros.scatter_add(dim, index, torch.ones_like(path)).gather(dim, index)
-        path = zeros.scatter_add(dim, index, path / count)
-    floats = target.is_floating_point() or target.is_complex()
-    if not floats:
+    if not target.is_floating_point() and not target.is_complex():
         out = call.run()
         call.put(target if call.writes else out, path, counts=True)
         return out
@@ -560,6 +538,30 @@ def scattered(call: Integers) -> Any:
         call.func(result, *call.args[1:], **call.kwargs)
     numbers = call.follower.end(result, path, call.sources)
     return call.follower.interceptor.__torch_function__(torch.Tensor.copy_, (), (target, numbers))
+
+
+def scattered_path(call: Integers) -> Tensor | None:
+    """The trail of a target written into where ids say; an id's share of a place is one of its count there."""
+    target, index = call.args[0], call.arg(2, "index")
+    if call.name in ("__setitem__", "index_put"):
+        index = call.args[1] if isinstance(call.args[1], tuple | list) else (call.args[1],)
+    elif call.name not in ("scatter", "scatter_add", "scatter_reduce"):
+        return None
+    found = call.follower.trails((index,) if isinstance(index, Tensor) else tuple(index))
+    if not isinstance(target, Tensor) or len(found) != 1 or found[0].path is None:
+        return None
+    path = found[0].path
+    zeros = like(path, target.shape)
+    if isinstance(index, Tensor):
+        dim = call.arg(1, "dim")
+        count = zeros.scatter_add(dim, index, torch.ones_like(path)).gather(dim, index)
+        return zeros.scatter_add(dim, index, path / count)
+    if not all(isinstance(i, Tensor) and i.dtype != torch.bool for i in index):
+        return None
+    places = tuple(index)
+    path = path.expand(torch.broadcast_shapes(*(i.shape for i in places)))
+    count = zeros.index_put(places, torch.ones_like(path), accumulate=True)[places]
+    return zeros.index_put(places, path / count, accumulate=True)
 
 
 def one_hot(call: Integers) -> Any:
@@ -728,6 +730,11 @@ def places_in(base: Tensor, view: Tensor) -> Tensor:
     numbers = torch.zeros(memory, dtype=torch.long, device=base.device)
     numbers.as_strided(base.shape, base.stride()).copy_(torch.arange(base.numel()).reshape(base.shape))
     return numbers.as_strided(view.shape, view.stride(), view.storage_offset() - base.storage_offset())
+
+
+def shared_path(paths: list[Tensor]) -> Tensor:
+    """The trail of what several integers make together: relevance goes to each alike."""
+    return sum(paths[1:], paths[0]) / len(paths)
 
 
 def like(path: Tensor, shape: Any) -> Tensor:

@@ -99,8 +99,9 @@ class Arguments:
                 continue
             name, key = self._names(path)
             argument = Argument(name, key, value, first=not self.tensors)
-            side, top = path[0].idx, path[1]
-            argument.constant = (side == 1 and top.key in CACHES) or (side == 0 and top.idx in caches)
+            steps: tuple[Any, ...] = path
+            named = steps[0].idx == 1
+            argument.constant = steps[1].key in CACHES if named else steps[1].idx in caches
             self.tensors.append(argument)
             self.slots.append(k)
         self._mark(constants)

@@ -40,6 +40,11 @@ def check_input(inp: object, what: str = "the input") -> None:
         raise InputError(f"{what} has {bad} NaN or infinite values: clean it before explaining it.")
 
 
+def _are_ids(inp: object) -> bool:
+    """Whether an input is a batch of token ids."""
+    return isinstance(inp, Tensor) and inp.dtype in (torch.int32, torch.int64) and inp.ndim == 2
+
+
 def first_conv(model: nn.Module) -> nn.Module | None:
     """The first convolution in registration order, or None."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -198,6 +203,8 @@ class Explainer:
     random = False
     #: how several inputs are explained: ``"together"``, ``"apart"`` (each with the others held), or not at all
     several: str | None = None
+    #: whether (N, T) token ids can be explained: the map then has one float an id
+    takes_ids = False
     #: whether maps have a sign, for and against: it decides how they are drawn
     signed = True
 
@@ -222,16 +229,14 @@ class Explainer:
                 f"{type(self).__name__} explains models of one input, and this one has several ({names}): take another "
                 "method (lrp, grad_x_input, integrate_grad, ...)."
             )
-        found = {}
-        for k in bundle.explained:
-            alone = Question(
-                self.model,
-                label,
-                partial(bundle.call_alone, run, k),
-                lambda i, k=k: partial(bundle.item(i).call_alone, run, k),
-            )
-            found[k] = self.attribute(bundle.given[k], alone)
-        return found
+
+        def alone(k: int) -> Question:
+            def of_item(number: int) -> Callable[[Tensor], Any]:
+                return partial(bundle.item(number).call_alone, run, k)
+
+            return Question(self.model, label, partial(bundle.call_alone, run, k), of_item)
+
+        return {k: self.attribute(bundle.given[k], alone(k)) for k in bundle.explained}
 
     def explain(self, inp: Any, ind: Target = None, raw_inp: object = None, constants: Sequence[str | int] = ()) -> Any:
         """Explain the model's output for a batch.
@@ -262,7 +267,8 @@ class Explainer:
         """
         if isinstance(inp, tuple | Mapping):
             return self._explain_several(Bundle(self.model, inp, constants), ind)
-        check_input(inp)
+        if not (self.takes_ids and _are_ids(inp)):
+            check_input(inp)
         if inp.shape[0] == 0:
             return torch.zeros_like(inp)
         with as_found(self.model):
@@ -280,7 +286,7 @@ class Explainer:
         return bundle.arranged({k: self._checked(R, bundle.given[k]) for k, R in maps.items()})
 
     def _checked(self, result: Tensor, inp: Tensor) -> Tensor:
-        result = result.detach().to(inp)
+        result = result.detach().to(inp) if inp.is_floating_point() else result.detach().to(inp.device)
         if not torch.isfinite(result).all():
             raise InputError(f"{type(self).__name__} produced NaN or infinite values for this model and input.")
         return result

@@ -62,11 +62,38 @@ def _spatial(x: Tensor, method: str) -> tuple[int, ...]:
     return tuple(x.shape[2:])
 
 
+class _Perturbation(Explainer):
+    """What occlusion and ablation have in common."""
+
+    several = "apart"
+    takes_ids = True
+    name: str
+    baseline: float | Tensor
+
+    def _one_by_one(self, x: Tensor, question: Question) -> Tensor:
+        """Drop of the score when one column of (N, F) is replaced: a feature of a table, or a token."""
+        from captum.attr import FeatureAblation
+
+        baseline = torch.as_tensor(self.baseline)
+        if not x.is_floating_point() and not bool((baseline == baseline.round()).all()):
+            raise InputError(f"baseline= should be a token id, a whole number, not {self.baseline}.")
+        target = question.settle(x)
+        batch = samples_per_pass(self.model, x, question.forward, gradient=False)
+        with torch.no_grad(), progress(question.forward, (x.shape[1] + 1) * len(x), self.name) as forward:
+            return FeatureAblation(forward).attribute(
+                x,
+                baselines=baseline_like(x, self.baseline),
+                target=target,
+                perturbations_per_eval=max(1, batch // len(x)),
+            )
+
+
 @register_explainer("occlusion")
-class Occlusion(Explainer):
+class Occlusion(_Perturbation):
     """Drop of the score when a window is replaced by a baseline (Zeiler and Fergus 2013).
 
-    Every pixel gets the mean drop of the windows over it. Positive: the score needs the pixel.
+    Every pixel gets the mean drop of the windows over it. Positive: the score needs the pixel. Rows of a table, and
+    token ids, (N, F), are taken one column at a time.
 
     Parameters
     ----------
@@ -77,10 +104,10 @@ class Occlusion(Explainer):
     stride : int or one int a side, optional
         Step of the window; half a window.
     baseline : float or Tensor
-        What is put in the window. 0 is the mean colour of a normalised input.
+        What is put in the window. 0 is the mean colour of a normalised input; for ids a token, such as the mask's.
     """
 
-    several = "apart"
+    name = "occlusion"
 
     def __init__(
         self,
@@ -98,6 +125,8 @@ class Occlusion(Explainer):
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         from captum.attr import Occlusion as Captum
 
+        if x.ndim == 2:
+            return self._one_by_one(x, question)
         sides = _spatial(x, "occlusion")
         window = _per_side(self.window, sides, default_sides(sides), "window")
         if any(edge > side for edge, side in zip(window, sides, strict=True)):
@@ -131,8 +160,8 @@ def grid_cells(x: Tensor, window: Sequence[int]) -> Tensor:
 
 
 @register_explainer("ablation")
-class Ablation(Explainer):
-    """Drop of the score when one cell of a grid is replaced by a baseline.
+class Ablation(_Perturbation):
+    """Drop of the score when one cell of a grid is replaced by a baseline; of a table or of ids, one column.
 
     Parameters
     ----------
@@ -140,10 +169,10 @@ class Ablation(Explainer):
     window : int or one int a side, optional
         Sides of a cell in input pixels; as for occlusion.
     baseline : float or Tensor
-        What is put in the cell.
+        What is put in the cell; for ids a token, such as the mask's.
     """
 
-    several = "apart"
+    name = "ablation"
 
     def __init__(self, model: nn.Module, window: Window | None = None, baseline: float | Tensor = 0.0) -> None:
         super().__init__(model)
@@ -154,6 +183,8 @@ class Ablation(Explainer):
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         from captum.attr import FeatureAblation
 
+        if x.ndim == 2:
+            return self._one_by_one(x, question)
         sides = _spatial(x, "ablation")
         cells = grid_cells(x, _per_side(self.window, sides, default_sides(sides), "window"))
         target = question.settle(x)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, unknown_name
+from ..images import is_window
 from . import registry
 
 #: options of the call itself, not of a method
@@ -27,16 +28,22 @@ def plan_methods(methods: Sequence[str], layer_path: Any, options: Mapping[str, 
         raise InputError(f"no method was given: name one or more of {', '.join(registry.list_methods())}.")
     known = {method: registry.option_names(method) for method in methods}
     everything = set().union(*known.values(), FRAME_OPTIONS, ("seed",))
-    for name in options:
+    for name in frameless(options):
         if name not in everything:
             raise unknown_name(f"option of {', '.join(map(repr, methods))}", name, everything)
     return [Plan(m, options_for(m, layer_path, options)) for m in methods]
 
 
+def frameless(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those of the call itself: ``window=(low, high)`` is the picture's, a number is a method's."""
+    windows = {"window"} if is_window(options.get("window")) else set()
+    return {name: value for name, value in options.items() if name not in FRAME_OPTIONS and name not in windows}
+
+
 def options_for(method: str, layer_path: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that are for one method."""
     known = registry.option_names(method)
-    chosen = {k: v for k, v in options.items() if k in known and k not in FRAME_OPTIONS}
+    chosen = {k: v for k, v in frameless(options).items() if k in known}
     # An integer seed is for random numbers; any other kind is what LRP starts from at the output.
     random = getattr(registry.find(method)[0], "random", False)
     if "seed" in chosen and random != (isinstance(chosen["seed"], int)):

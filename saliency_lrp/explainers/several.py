@@ -104,7 +104,7 @@ def arguments(inp: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = tuple(inp) if isinstance(inp, tuple) else (inp,), {}
     if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         raise InputError(
-            f"the input must be a torch.Tensor, a tuple of them or a dict of them by the model's argument names, not "
+            f"the input must be a torch tensor, a tuple of them or a dict of them by the model's argument names, not "
             f"{type(inp).__name__}: {inp!r:.80}"
         )
     return args, kwargs

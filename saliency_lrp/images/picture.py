@@ -164,13 +164,51 @@ def _from_tensor(tensor: Tensor) -> np.ndarray:
     return _scaled(values.movedim(0, -1).numpy())
 
 
+def is_window(given: Any) -> bool:
+    """Whether an option is a window on numbers, (low, high), and not the side of an occlusion window."""
+    return isinstance(given, tuple | list) and len(given) == 2
+
+
+def windowed(raw: Any, window: Any) -> Any:
+    """An image of measured numbers, such as a CT slice in Hounsfield units, as values in [0, 1].
+
+    Parameters
+    ----------
+    raw : PIL image, numpy.ndarray, path or Tensor
+    window : (float, float)
+        What becomes 0 and what becomes 1; beyond, values are cut off.
+
+    Raises
+    ------
+    InputError
+        If the window is not two finite numbers, the lower one first.
+    """
+    from PIL import Image
+
+    try:
+        low, high = (float(edge) for edge in window)
+    except (TypeError, ValueError):
+        low = high = np.nan
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise InputError(f"window= should be two numbers, what is shown black and what white, not {window!r}.")
+    if isinstance(raw, (str, os.PathLike)):
+        raw = _open(raw)
+    if isinstance(raw, Tensor):
+        picture = raw[None] if raw.ndim == 2 else raw
+        return ((picture.detach().float() - low) / (high - low)).clamp(0, 1)
+    if not isinstance(raw, np.ndarray | Image.Image):
+        raise InputError(f"window= is for an image, not {type(raw).__name__}.")
+    values = np.asarray(raw, np.float32)
+    return np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
 def _from_array(array: np.ndarray) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise InputError(
             f"an image array should be H x W, H x W x 3 or H x W x 4, not {array.shape}. For C x H x W pass "
-            "torch.from_numpy(array)."
+            "torch.from_numpy(array); a volume as input=, a tensor 1 x C x D x H x W."
         )
     return _scaled(array)
 
@@ -192,7 +230,8 @@ def _scaled(array: np.ndarray) -> np.ndarray:
     if low < 0 or high > top:
         raise InputError(
             f"the image's values run from {low:g} to {high:g}: an image holds 0 to 1 (floats) or 0 to 255. "
-            "If it is normalised already, pass it as input= and the image itself as raw_input."
+            "Measured numbers, as of a CT slice? Say window=(low, high), what is black and what white. Normalised "
+            "already? Pass it as input= and the image itself as raw_input."
         )
     if array.dtype.kind in "iu" and top == 255.0:
         return array.astype(np.uint8)
