@@ -33,8 +33,8 @@ class Curve:
 
     Attributes
     ----------
-    source : Tensor
-        The activation that it started from.
+    source : Tensor or None
+        The activation that it started from; None where that was written over.
     version : int
         Its version then.
     run : callable
@@ -45,7 +45,7 @@ class Curve:
         The result where the source is 0.
     """
 
-    source: Tensor
+    source: Tensor | None
     version: int
     run: Callable[[Tensor], Tensor]
     low: float = -math.inf
@@ -79,10 +79,11 @@ def out_of_place(call: Call, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The call as a function of one of its arguments, which it leaves as it is."""
     args = [Slot(0) if v is x else v for v in call.args]
     kwargs = {k: Slot(0) if v is x else v for k, v in call.kwargs.items()}
+    func, inplace = call.func, call.inplace  # the call itself would hold its own result, were that written in place
 
     def run(t: Tensor) -> Tensor:
-        t = t.clone() if call.inplace else t
-        return call.func(
+        t = t.clone() if inplace else t
+        return func(
             *(t if isinstance(v, Slot) else v for v in args),
             **{k: t if isinstance(v, Slot) else v for k, v in kwargs.items()},
         )
@@ -107,7 +108,7 @@ def clamped(call: Call, x: Tensor) -> Curve | None:
 
 def hard_sigmoid(call: Call, curve: Curve) -> Any:
     """The call as the last step of a hard sigmoid of the curve's source; None where that is not known any more."""
-    if curve.source._version != curve.version:
+    if curve.source is None or curve.source._version != curve.version:
         return None
     from .activations import ActivationSite
 
@@ -314,7 +315,10 @@ def spelled(call: Call, x: Tensor, curve: Curve | None, chain: Channels | None) 
     def note(result: Any) -> Any:
         made = tag_of(result)
         if made is not None:
-            made.curve, made.channels = curve, chain
+            # a tensor that holds itself would outlive the trace
+            gone = curve is not None and curve.source is result
+            made.curve = dataclasses.replace(curve, source=None) if curve is not None and gone else curve
+            made.channels = None if chain is not None and chain.source is result else chain
             made.gate = GATE if weighs else made.gate
         return result
 
