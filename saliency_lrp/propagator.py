@@ -41,6 +41,7 @@ from .model.unwrapped import named_modules, unwrapped
 from .places import ModuleCall, Place, Watch
 from .report import Account, Report, total
 from .rules import Rule
+from .values import holds
 
 
 class RelevancePropagator:
@@ -216,7 +217,7 @@ ON_ZERO = "relevance starts at an output that is 0"
 def as_coefficient(R: Tensor, out: Tensor) -> Tensor:
     """R / output; an output that is 0 can have no relevance."""
     zero = out == 0
-    if bool((zero & (R != 0)).any()):
+    if holds((zero & (R != 0)).any, unknown=False):
         raise NoCoefficient(ON_ZERO)
     return torch.where(zero, 0.0, R / out)
 
@@ -763,7 +764,7 @@ class Trace:
             kept = Account() if account else None
             self.binding.use(chosen, None if gates else kept)
             # of neurons inside the model it is not known here whether any is 0
-            at_zero = not isinstance(out, Tensor) or bool(((out == 0) & (seeds != 0)).any())
+            at_zero = not isinstance(out, Tensor) or holds(((out == 0) & (seeds != 0)).any, unknown=True)
             self.binding.vanishing = self.bound or (vanishing and not at_zero)
             self.binding.maps = len(starts)
             self.binding.retain = True
