@@ -140,9 +140,7 @@ def test_batches_of_other_sizes():
     other = torch.randn(5, 3, 12, 12, dtype=x.dtype)
     torch.testing.assert_close(compiled(other)[1], LrpExplainer(net, "epsilon").explain(other, 1))
     fixed = saliency_lrp.compile(net, x, composite="epsilon", target=1, dynamic_batch=False)
-    with pytest.raises(
-        InputError, match=r"shape \(5, 3, 12, 12\); the graph was made for \(2, 3, 12, 12\)"
-    ):
+    with pytest.raises(InputError, match=r"shape \(5, 3, 12, 12\); the graph was made for \(2, 3, 12, 12\)"):
         fixed(other)
 
 
