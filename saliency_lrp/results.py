@@ -114,7 +114,7 @@ class ImageSaliencyResult:
     @property
     def volume(self) -> np.ndarray | None:
         """(D, H, W) uint8: the volume that was explained, in greys, to draw under its map; None for anything else."""
-        x = None if self.origin is None else self.origin[0].input
+        x: Any = None if self.origin is None else self.origin[0].input
         if getattr(x, "ndim", 0) != 5:
             return None
         return greys(x[0])[..., 0]

@@ -8,7 +8,7 @@ from typing import Any
 from .. import rules as r
 from ..errors import InputError
 from ..rules import Rule
-from .selectors import Selector, at_output, depth, kind, selects, selects_in_forward, selects_kind
+from .selectors import Selector, at_output, depth, kind, selects, selects_in_forward, selects_kind, unmatched
 
 Row = tuple[Selector, Rule]
 
@@ -146,6 +146,16 @@ class Composite:
     def seeks_rectifiers(self) -> bool:
         """Whether a rule is for ReLUs, however the model spells them."""
         return any(rule.for_rectifiers for _, rule in (*self.rows, *self.base))
+
+    def idle_rows(self, paths: Iterable[str], modules: Iterable[Any]) -> list[str]:
+        """Rows whose glob or class nothing in a model matches, in words."""
+        paths, modules = list(paths), list(modules)
+        found = [(selector, rule, unmatched(selector, paths, modules)) for selector, rule in self.rows]
+        return [
+            f"a row of composite {self.name!r} has no effect: {why}; the row is {selector!r} -> {rule!r}"
+            for selector, rule, why in found
+            if why
+        ]
 
     def __or__(self, override: Composite) -> Composite:
         return Composite(override.rows + self.rows, self.base, f"{self.name} | {override.name}")

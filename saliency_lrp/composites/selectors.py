@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, unknown_name
+from ..rules.base import ANY_KIND
 
 Selector = type | str | Callable[[Any], bool] | tuple
 
@@ -39,13 +41,26 @@ class Where:
         return self.name
 
 
+#: Families of linear sites.
+FAMILIES = ("convolution", "dense", "batch_norm")
+
+
+def check_names(what: str, names: tuple[str, ...], known: Iterable[str]) -> None:
+    """Refuse a name that no site can have."""
+    for name in names:
+        if name not in known:
+            raise unknown_name(what, name, known)
+
+
 def kind(*names: str) -> Where:
     """Sites of these kinds, such as ``"linear"``, ``"sum"``, ``"softmax"``."""
+    check_names("kind of site", names, ANY_KIND)
     return Where(f"kind({', '.join(names)})", lambda site: site.kind in names, kinds=names, whole=True)
 
 
 def family(*names: str) -> Where:
     """Linear sites of these families: ``"convolution"``, ``"dense"``, ``"batch_norm"``."""
+    check_names("family of linear sites", names, FAMILIES)
     return Where(f"family({', '.join(names)})", lambda site: site.family in names, kinds=["linear"])
 
 
@@ -103,6 +118,27 @@ def last(n: int = 1) -> Where:
 def at_output() -> Where:
     """The site that computes the model's output."""
     return Where("at_output()", lambda site: site.is_output, True)
+
+
+def unmatched(selector: Selector, paths: Iterable[str], modules: Iterable[Any]) -> str:
+    """Why a selector can select nothing in a model: its glob or its class, in words; "" where it may.
+
+    Parameters
+    ----------
+    paths : iterable of str
+        Paths of the modules that ran.
+    modules : iterable of torch.nn.Module
+        The model's modules.
+    """
+    if isinstance(selector, tuple):
+        return next(filter(None, (unmatched(s, paths, modules) for s in selector)), "")
+    if isinstance(selector, str) and not any(fnmatch.fnmatchcase(path, selector) for path in paths):
+        near = difflib.get_close_matches(selector, list(paths), 3)
+        hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+        return f"no module that ran has a path like {selector!r}{hint}"
+    if isinstance(selector, type) and not any(isinstance(m, selector) for m in modules):
+        return f"the model has no {selector.__name__}"
+    return ""
 
 
 def selects(selector: Selector, site: Any) -> bool:

@@ -52,11 +52,11 @@ def colour_table(name: str) -> np.ndarray:
         ``coldnhot`` or any of matplotlib's names.
     """
     import matplotlib
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import Colormap, LinearSegmentedColormap
 
     if name == "coldnhot":
         stops = [(0, "#0ff"), (0.25, "#00f"), (0.5, "#000"), (2 / 3, "#f00"), (5 / 6, "#ff0"), (1, "#fff")]
-        table = LinearSegmentedColormap.from_list(name, stops, N=256)
+        table: Colormap = LinearSegmentedColormap.from_list(name, stops, N=256)
     elif name in matplotlib.colormaps:
         table = matplotlib.colormaps[name].resampled(256)
     else:

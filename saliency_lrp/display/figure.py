@@ -154,15 +154,17 @@ def _views_of(result: Any, values: np.ndarray) -> list[_FlatView]:
 def _aspect(result: Any) -> float:
     """Height over width of what a panel shows."""
     picture = _picture(result.raw_image)
-    shape = (picture.height, picture.width) if picture is not None else np.shape(_values(result))
+    if picture is None and result.saliency is None:
+        return 1.0
+    shape = (picture.height, picture.width) if picture is not None else _values(result).shape
     if len(shape) == 1:
         return _ASPECTS[0]
     return float(np.clip(shape[-2] / shape[-1], *_ASPECTS)) if shape else 1.0
 
 
-def _values(result: Any) -> np.ndarray | None:
-    """The map to draw: signed where the result has it."""
-    return getattr(result, "signed_map", result.saliency)
+def _values(result: Any) -> np.ndarray:
+    """The map to draw, of a result that has one: signed where the result has that."""
+    return np.asarray(getattr(result, "signed_map", result.saliency))
 
 
 def _wrapped(text: str, inches: float, points: float) -> list[str]:

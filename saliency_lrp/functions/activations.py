@@ -71,11 +71,12 @@ def activation(call: Call) -> Any:
 
         return unknown(call)  # constant ** x and the like
     tag = tag_of(x)
-    if call.says("homogeneous") and call.says("zero_to_zero"):
+    before = behind_relu(call, tag)
+    if before is None and call.says("homogeneous") and call.says("zero_to_zero"):
         out = call.as_is("activation", [x], activation_gate(call), call.nonnegative())
         if out is not None:
             return out
-    site, before = ActivationSite(call), behind_relu(call, tag)
+    site = ActivationSite(call)
     if before is not None:
         before.result = None  # the ReLU's output will serve; an in-place one need not save what it writes over
     out = call.node(site, gate=activation_gate(call), nonnegative=call.nonnegative())

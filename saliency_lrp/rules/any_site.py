@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import unknown_name
+from ..report import total
 from .arithmetic import denominators, divide, measured_over, message, stabilizer_width, working
 from .base import ANY_KIND, BiasMode, Rule
 
@@ -49,14 +50,23 @@ class Norm(Rule):
         z, sign = denominators(site, self.relative)
         c = divide(R, z, self.epsilon, measured_over(site, self.relative), sign)
         spread = self.taken(site, c) if site.account or self.bias == "distribute" else None
+        due = self.due(site, c) if site.account and site.kind == "sum" and spread is None else None
         grads = site.vjp(c)
         messages = tuple(
             None if g is None else message(working(a), g, last=g is c and not any(g is h for h in grads[k + 1 :]))
             for k, (a, g) in enumerate(zip(site.inputs, grads, strict=True))
         )
+        if due is not None:
+            site.binding.account.close(site, *due, messages)
         if spread is None:
             return messages
         return tuple(None if m is None else m + share for m, share in zip(messages, spread, strict=True))
+
+    @staticmethod
+    def due(site: Any, c: Tensor) -> tuple[Tensor, Tensor]:
+        """What the inputs of a sum are due by Euler's identity, c · (f(a) − f(0)), and the size of its summands."""
+        amounts = c * (working(site.output) - site.constant_part())
+        return total(amounts), total(amounts.abs())
 
     def taken(self, site: Any, c: Tensor) -> tuple[Tensor, ...] | None:
         """What stabiliser and constants take: each input's part of it, or None where it is absorbed (and noted)."""

@@ -1,7 +1,8 @@
 """The interactive overlay: a model's maps side by side over one picture, in a notebook.
 
 ``widget`` is the view and what it asks, ``source`` what it asks of, ``model_maps`` a model that answers, ``compare``
-the front door, ``worker`` the threads, ``still`` what a saved notebook keeps, ``static/`` the browser's side.
+the front door, ``worker`` the threads, ``still`` what a saved notebook keeps, ``page`` the view as a page of its own,
+``marks`` the lines over a picture, ``static/`` the browser's side.
 """
 
 from ..display.colours import SIGNS, blend, colour_limit, colour_table

@@ -63,7 +63,7 @@ def somebody_watches() -> bool:
 
     What executes notebooks by itself (nbconvert, papermill) ends when the last cell does, and sees no later change.
     """
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell: Any = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
     return bool((parent or {}).get("content", {}).get("allow_stdin", True))
 

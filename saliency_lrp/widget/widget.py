@@ -39,7 +39,7 @@ from ..errors import InputError, unknown_name
 from ..explainers.progress import duration
 from ..explainers.registry import LRP_PREFIX
 from . import marks, page
-from .source import Channels, Map, MapSource
+from .source import Channels, Checked, Map, MapSource
 from .still import Still, small_png, somebody_watches, still_html
 from .worker import Cancelled, Lane, Watch
 
@@ -77,27 +77,31 @@ class SaliencyWidget(anywidget.AnyWidget):
     depth = traitlets.Int(1, help="slices of a volume; 1: a picture").tag(sync=True)
     slice = traitlets.Int(0, min=0, help="slice of the volume that is shown").tag(sync=True)
     image = traitlets.Bytes().tag(sync=True)
-    frame = traitlets.List(help="top, left, bottom, right of what the model saw, where that is not all").tag(sync=True)
+    frame: traitlets.List[Any] = traitlets.List(
+        help="top, left, bottom, right of what the model saw, where that is not all"
+    ).tag(sync=True)
     truth = traitlets.Unicode(help="outline of the object, as an SVG path").tag(sync=True)
     luts = traitlets.Dict().tag(sync=True)
     sequential = traitlets.Bytes(b"", help="colours of maps without a sign").tag(sync=True)
-    call = traitlets.List().tag(sync=True)
+    call: traitlets.List[Any] = traitlets.List().tag(sync=True)
 
-    panels = traitlets.List().tag(sync=True)
-    classes = traitlets.List().tag(sync=True)
+    panels: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    classes: traitlets.List[Any] = traitlets.List().tag(sync=True)
     class_count = traitlets.Int().tag(sync=True)
-    top = traitlets.List().tag(sync=True)
+    top: traitlets.List[Any] = traitlets.List().tag(sync=True)
     can_check = traitlets.Bool(False, help="whether maps can be checked").tag(sync=True)
-    methods = traitlets.List().tag(sync=True)
-    rules = traitlets.List().tag(sync=True)
-    rule_groups = traitlets.List(help="[group, [[rule, line about it], ...]], those to begin with first").tag(sync=True)
-    layers = traitlets.List().tag(sync=True)
-    channels = traitlets.List().tag(sync=True)
+    methods: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    rules: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    rule_groups: traitlets.List[Any] = traitlets.List(help="[group, [[rule, line], ...]], the first to begin with").tag(
+        sync=True
+    )
+    layers: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    channels: traitlets.List[Any] = traitlets.List().tag(sync=True)
     channel_maps = traitlets.Bytes().tag(sync=True)
-    channel_size = traitlets.List().tag(sync=True)
+    channel_size: traitlets.List[Any] = traitlets.List().tag(sync=True)
 
     target = traitlets.Int(-1, help="class explained; -1: the model has no classes to choose from").tag(sync=True)
-    selected = traitlets.List().tag(sync=True)
+    selected: traitlets.List[Any] = traitlets.List().tag(sync=True)
     rule = traitlets.Unicode().tag(sync=True)
     own_rule = traitlets.Unicode("", help="rule that was given as an object, which no name reproduces").tag(sync=True)
     layer = traitlets.Unicode("", help="layer shown beside the methods; empty: none").tag(sync=True)
@@ -379,7 +383,8 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     def _check_job(self, panel: str, watch: Watch, ask: tuple) -> None:
         try:
-            found = self._source.check(panel, *ask, Watch())
+            source: Any = self._source  # has it: can_check says so
+            found: Checked = source.check(panel, *ask, Watch())
             pictures = [{"title": name, "src": self._small(values, found.signed)} for name, values in found.maps]
             news = {
                 "state": "done",
@@ -592,7 +597,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             known = {entry["index"]: entry for entry in self._top(self.target, 1)}[self.target]
             parts.append(f"{known['name']} ({known['probability']:.1%})")
         parts.append(f"LRP rule {self.rule}")
-        lrp = next((info for info in self.panels if info["id"] == "lrp"), {})
+        lrp: Mapping[str, Any] = next((info for info in self.panels if info["id"] == "lrp"), {})
         parts += [summary for summary in [(lrp.get("account") or {}).get("summary")] if summary]
         return " · ".join(parts) + ". Run the cell to ask for other classes, rules and layers."
 
