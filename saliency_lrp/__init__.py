@@ -26,6 +26,7 @@ if _TYPE_CHECKING:  # what follows in _PUBLIC, for editors and type checkers
         text,
         timeseries,
     )
+    from .compiled import compile
     from .composites import list_composites
     from .explainers.lrp import LrpExplainer
     from .explainers.registry import list_methods
@@ -54,6 +55,7 @@ _PUBLIC = {
     "TextExplanation": "language",
     "explain_text": "language",
     "tune": "tuning",
+    "compile": "compiled",
 }
 #: modules that are public as such
 _MODULES = (
@@ -79,6 +81,7 @@ __all__ = [
     "TextExplanation",
     "check",
     "compare_saliency",
+    "compile",
     "composites",
     "dataset",
     "demo",

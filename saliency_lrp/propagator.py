@@ -42,6 +42,7 @@ from .model.unwrapped import named_modules, unwrapped
 from .places import ModuleCall, Place, Watch
 from .report import Account, Report, not_closed, total
 from .rules import Rule
+from .values import holds
 
 
 class RelevancePropagator:
@@ -236,7 +237,7 @@ ON_ZERO = "relevance starts at an output that is 0"
 def as_coefficient(R: Tensor, out: Tensor) -> Tensor:
     """R / output; an output that is 0 can have no relevance."""
     zero = out == 0
-    if bool((zero & (R != 0)).any()):
+    if holds((zero & (R != 0)).any, unknown=False):
         raise NoCoefficient(ON_ZERO)
     return torch.where(zero, 0.0, R / out)
 
@@ -786,7 +787,7 @@ class Trace:
             self.binding.use(chosen, None if gates else kept)
             # of neurons inside the model it is not known here whether any is 0
             if not self.bound:
-                vanishing &= isinstance(out, Tensor) and not bool(((out == 0) & (seeds != 0)).any())
+                vanishing &= isinstance(out, Tensor) and not holds(((out == 0) & (seeds != 0)).any, unknown=True)
             self.binding.vanishing = self.bound or vanishing
             self.binding.maps = len(starts)
             self.binding.retain = True

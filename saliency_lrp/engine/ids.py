@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..functions.site import iter_tensors
+from ..values import holds, of_the_example
 
 if TYPE_CHECKING:
     from ..interception import Interceptor
@@ -677,7 +678,7 @@ def bag(call: Integers) -> Any:
     padding = options.pop("padding_idx", None)
     if padding is not None:
         padded = ids == padding % weight.shape[0]
-        if bool(padded.any()):
+        if holds(padded.any, unknown=True):
             options["padding_idx"] = int(padded.reshape(-1).nonzero()[0])
             numbers = torch.where(padded, options["padding_idx"], numbers)
     return call.again((numbers, vectors), options)
@@ -748,7 +749,10 @@ CASTS = frozenset("long int short char byte to type type_as round floor ceil tru
 
 def is_mask(t: Tensor) -> bool:
     """Whether integers say no more than yes or no."""
-    return t.dtype == torch.bool or bool(((t == 0) | (t == 1)).all())
+    if t.dtype == torch.bool:
+        return True
+    with of_the_example():
+        return bool(((t == 0) | (t == 1)).all())
 
 
 #: Autograd nodes that only move values.

@@ -14,6 +14,7 @@ from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path,
 
 from ..errors import InputError, unknown_name
 from ..model.unwrapped import refusal_of_values
+from ..values import holds
 
 #: Arguments that hold what a language model has already read.
 CACHES = ("past_key_values", "past_key_value", "cache_params", "past")
@@ -167,7 +168,7 @@ class Arguments:
             if (why := refusal_of_values(t)) is not None:
                 raise InputError(f"input {k} ({a.name!r}) {why}")
             bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
-            if bool(bad.any()):
+            if holds(bad.any, unknown=False):
                 raise InputError(
                     f"input {k} ({a.name!r}), of shape {tuple(t.shape)}, has {int(bad.sum())} values that are NaN or "
                     "infinite; clean it first"
@@ -189,7 +190,7 @@ class Arguments:
         """(N, S): 1 for tokens and 0 for padding, where the caller gave such a mask."""
         for a in self.tensors:
             base = (a.key or a.name).split("[")[0]
-            if base in PADDING_MASKS and a.value.dim() == 2 and bool((a.value >= 0).all()):
+            if base in PADDING_MASKS and a.value.dim() == 2 and holds((a.value >= 0).all, unknown=True):
                 return a.value
         return None
 

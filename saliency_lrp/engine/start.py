@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown_name
+from ..values import holds, is_captured
 
 #: Where scores are, where a model names its results.
 SCORES = ("out.logits", "out['logits']", "out.out", "out['out']")
@@ -92,7 +93,7 @@ def _shape_of(found: Sequence[Scores], output: Any) -> str:
 
 def check_finite(values: Tensor) -> None:
     """Refuse an output that says nothing."""
-    if not bool(torch.isfinite(values).all()):
+    if holds(lambda: not torch.isfinite(values).all(), unknown=False):
         bad = int((~torch.isfinite(values)).sum())
         raise InputError(
             f"the model's output has NaN or infinite values ({bad} of {values.numel()}); there is nothing to explain: "
@@ -207,7 +208,7 @@ def _position(given: Any, last: Tensor, length: int, noun: str) -> Tensor:
     if wanted.numel() not in (1, len(last)):
         raise InputError(f"{noun} has {wanted.numel()} positions for {len(last)} items; give one, or one for each")
     position = torch.where(wanted < 0, last + 1 + wanted, wanted).expand(len(last))
-    if bool(((position < 0) | (position >= length)).any()):
+    if holds(((position < 0) | (position >= length)).any, unknown=False):
         raise InputError(
             f"{noun}: position {given!r:.80} is out of range: the output has positions 0 to {length - 1}; negative "
             f"ones count from each item's last token, at {last.tolist()!r:.80}"
@@ -217,6 +218,9 @@ def _position(given: Any, last: Tensor, length: int, noun: str) -> Tensor:
 
 def _indices(given: Any, n: int, classes: int, noun: str, what: str) -> Tensor:
     """One index per item."""
+    if is_captured() and isinstance(given, Tensor):  # an input of the graph
+        check_integers(given, noun)
+        return torch.where(given < 0, given + classes, given).reshape(-1).expand(n)
     found = integers(given, noun)
     if len(found) not in (1, n):
         raise InputError(
@@ -233,14 +237,19 @@ def _indices(given: Any, n: int, classes: int, noun: str, what: str) -> Tensor:
     return torch.tensor([index % classes for index in found]).expand(n)
 
 
+def check_integers(given: Tensor, noun: str) -> None:
+    """Refuse a tensor that holds no indices."""
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool or given.ndim > 1:
+        raise InputError(
+            f"{noun} should hold class indices, an integer tensor of 0 or 1 dimensions, not "
+            f"{given.dtype} of shape {tuple(given.shape)}"
+        )
+
+
 def integers(given: Any, noun: str) -> list[int]:
     """The integers that somebody gave: one, a sequence, an array, a tensor."""
     if isinstance(given, Tensor):
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool or given.ndim > 1:
-            raise InputError(
-                f"{noun} should hold class indices, an integer tensor of 0 or 1 dimensions, not "
-                f"{given.dtype} of shape {tuple(given.shape)}"
-            )
+        check_integers(given, noun)
         return given.reshape(-1).tolist()
     if isinstance(given, str | Mapping):
         raise InputError(_no_index(given, noun))
@@ -374,7 +383,7 @@ def given_seed(seed: Any, out: Tensor) -> Tensor | None:
         return None
     if seed.shape != out.shape:
         raise InputError(f"seed has shape {tuple(seed.shape)}, but the output has {tuple(out.shape)}")
-    if not bool(torch.isfinite(seed).all()):
+    if holds(lambda: not torch.isfinite(seed).all(), unknown=False):
         raise InputError("seed has values that are NaN or infinite")
     return seed.detach().to(out)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..rules import Part, Rule
 from ..rules.arithmetic import sum_of_parts, working
+from ..values import of_the_example
 from .call import Call, Tag, tag_of
 from .registry import KINDS, kind
 from .site import Site, any_complex, as_reals
@@ -224,7 +225,8 @@ class Affine:
     @functools.cached_property
     def keeps_sign(self) -> bool:
         """Whether no scale is negative; a GPU is not asked, since it would have to be waited for."""
-        return self.scale.device.type == "cpu" and not bool((self.scale < 0).any())
+        with of_the_example():  # weights are the same for all inputs
+            return self.scale.device.type == "cpu" and not bool((self.scale < 0).any())
 
     @functools.cached_property
     def shift(self) -> Tensor:

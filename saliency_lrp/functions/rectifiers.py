@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..values import of_the_example
 from .activations import activation
 from .call import Call, tag_of
 
@@ -34,6 +35,13 @@ def rectified(call: Call) -> Any:
     """The result of a call that spells a ReLU, as a site of one; None for any other call."""
     if call.name not in SPELLINGS or call.says("rectifier"):
         return None
+    with of_the_example():
+        found = what_is_rectified(call)
+    return None if found is None else site_of_relu(call, *found)
+
+
+def what_is_rectified(call: Call) -> tuple[Tensor, Tensor] | None:
+    """Input and output of the ReLU that the call's values are those of."""
     y = value_of(call)
     if y is None:
         return None
@@ -41,7 +49,7 @@ def rectified(call: Call) -> Any:
         if x.shape != y.shape or not torch.equal(y, x.detach().clamp(min=0)):
             continue
         if bool((x < 0).any()) or zeros_below(call, x):
-            return site_of_relu(call, x, y)
+            return x, y
     return None
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..values import holds
+
 #: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
 GUARD = 1e-12
 
@@ -115,6 +117,6 @@ def message(a: Tensor, g: Tensor, last: bool = False) -> Tensor:
 
 def unmasked(x: Tensor, fill: float = 0.0) -> Tensor:
     """``x`` with ``fill`` for what is masked by −inf."""
-    if x.device.type == "cpu" and x.numel() and bool(x.amin() > -math.inf):
+    if x.device.type == "cpu" and x.numel() and holds(lambda: x.amin() > -math.inf, unknown=False):
         return x  # asked of CPUs only: one cheap pass instead of several slow ones
     return torch.where(torch.isinf(x), fill, x)

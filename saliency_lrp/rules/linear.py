@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown_name
+from ..values import holds
 from .arithmetic import (
     denominators,
     divide,
@@ -172,7 +173,7 @@ def remainder(z: Tensor, up: Tensor) -> Tensor | None:
     if up.device.type != "cpu":
         return None
     down = torch.sub(z, up, alpha=1 - RELIABLE)
-    return None if bool(down.amax() > 0) else torch.sub(z, up, out=down)
+    return None if holds(lambda: down.amax() > 0, unknown=True) else torch.sub(z, up, out=down)
 
 
 def contributions(site: Any, part: Part) -> Tensor:
@@ -499,7 +500,7 @@ class Power(LinearRule):
             return t
         if float(self.p).is_integer():
             return t ** int(self.p)
-        if bool((t < 0).any()):
+        if holds((t < 0).any, unknown=False):
             raise InputError(
                 f"the e-rule with the non-integer exponent p={self.p} is undefined for negative values, and the {what} "
                 "has some; use an integer p"
