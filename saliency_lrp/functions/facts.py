@@ -512,9 +512,9 @@ rows(
     random=lambda call: call.kwargs.get("_random_samples") is None,
 )
 rows("routing", "max_unpool1d max_unpool2d max_unpool3d", MOVES, gate=AS_INPUT)
-rows("routing", "max min amin aminmax topk sort msort kthvalue median nanmedian mode", MOVES, gate=AS_INPUT)
+rows("routing", "amin aminmax topk sort msort kthvalue median nanmedian mode", MOVES, gate=AS_INPUT)
 rows("routing", "cummax cummin", MOVES, gate=AS_INPUT)
-rows("routing", "maximum minimum fmax fmin", keeps_sign=True, gate=AS_INPUT)
+rows("routing", "max min maximum minimum fmax fmin", "keeps_sign", gate=AS_INPUT)  # perhaps against a constant
 # a soft winner takes all: its gradient is a softmax, which sums to one
 rows("soft maximum", "logsumexp")
 # a mask, and a constant that makes up for it; nothing where it is off
