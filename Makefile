@@ -12,7 +12,7 @@ CORES  := -n auto --dist loadfile
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gallery test test-fast test-browser coverage bench memory faults lint format notebooks clean
+.PHONY: help venv demo gallery test test-fast test-browser docs coverage bench memory faults lint format notebooks clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -59,6 +59,9 @@ test-browser: $(VENV)/.dev            ## run only the tests in a real browser (D
 
 notebooks: $(VENV)/.dev            ## run only the notebooks
 	$(BIN)/python -m pytest $(NBVAL) $(ARGS) notebooks
+
+docs: $(VENV)/.dev            ## build the site of documentation, strictly, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 coverage: $(VENV)/.dev            ## model coverage: which torchvision and timm models can be explained
 	$(BIN)/python benchmarks/coverage.py
