@@ -76,13 +76,15 @@ memory: $(VENV)/.dev            ## memory of one map against one plain gradient
 faults: $(VENV)/.dev            ## signals, kills, full disks, threads: what of model and data survives
 	$(BIN)/python -m tests.faults.suite $(ARGS)
 
-lint: $(VENV)/.dev            ## check style
+lint: $(VENV)/.dev            ## check style, format and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.dev            ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:            ## remove .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

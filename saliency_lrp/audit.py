@@ -55,7 +55,7 @@ class Origin:
 
 def mark(t: Tensor, token: object, depth: int) -> None:
     """Note that a call which was seen made this tensor, unless its node needs no such note."""
-    node = t.grad_fn
+    node: Any = t.grad_fn
     if node is not None and type(node).__name__ not in MOVES:
         node.metadata[KNOWN] = (token, depth)
 

@@ -58,7 +58,8 @@ def canonical_name(func: Callable[..., Any]) -> str:
         return func.overloadpacket.__name__
     name = getattr(func, "__name__", type(func).__name__)
     if name in ("__get__", "__set__", "__delete__"):
-        return f"{func.__self__.__name__}.{name.strip('_')}"
+        owner: Any = func.__self__  # type: ignore[attr-defined]
+        return f"{owner.__name__}.{name.strip('_')}"
     return name.removeprefix("special_")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def lrp_linear(
     Arras, Montavon, Müller, Samek: Explaining Recurrent Neural Network Predictions in Sentiment Analysis.
     WASSA 2017.
     """
-    given = {"hin": hin, "w": w, "b": b, "hout": hout, "Rout": Rout}
+    given: dict[str, Any] = {"hin": hin, "w": w, "b": b, "hout": hout, "Rout": Rout}
     is_numpy = _is_numpy(given)
     tensors = {name: _as_tensor(value) for name, value in given.items() if value is not None}
     _check_shapes(tensors)
@@ -78,7 +78,7 @@ def lrp_linear(
     dtype = _common_dtype(tensors)
     work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     tensors = {name: tensor.to(work) for name, tensor in tensors.items()}
-    relevance = _redistribute(tensors, bias_nb_units, eps, bias_factor).to(dtype)
+    relevance: Any = _redistribute(tensors, bias_nb_units, eps, bias_factor).to(dtype)
     return relevance.numpy() if is_numpy else relevance
 
 

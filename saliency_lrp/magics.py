@@ -75,10 +75,12 @@ class SaliencyMagics(Magics):
         text = expression.strip()
         # IPython's argument splitting keeps quotes
         bare = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
-        if os.path.exists(bare) and bare not in self.shell.user_ns:
+        shell = self.shell
+        assert shell is not None, "a magic is called in a shell"
+        if os.path.exists(bare) and bare not in shell.user_ns:
             return bare
         try:
-            return self.shell.ev(bare)
+            return shell.ev(bare)
         except (NameError, SyntaxError) as error:
             raise UsageError(f"{bare!r} is neither a variable nor an expression nor a file here ({error})") from None
 

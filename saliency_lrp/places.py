@@ -24,10 +24,10 @@ class Place:
 
     def __init__(self, t: Tensor, site: Site | None) -> None:
         #: the autograd node that made it; this does not keep the graph alive, which the model's output does
-        self.node = t.grad_fn
+        self.node: Any = t.grad_fn
         self.output_nr = t.output_nr
         self.shape = t.shape
-        self.options = {"dtype": t.dtype, "device": t.device}
+        self.options: dict[str, Any] = {"dtype": t.dtype, "device": t.device}
         #: the site that made it
         self.site = site
 

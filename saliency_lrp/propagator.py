@@ -781,6 +781,7 @@ class Trace:
         gates = self._gates(condition or {})
         vanishing = not self._interceptor.opaque and not gates
         if self.bound:
+            assert isinstance(out, Tensor), "what is inside the model is asked in the reference form"
             seeds = as_coefficient(seeds, out.detach())
         with self._lock, Calling():
             kept = Account() if account else None
@@ -792,7 +793,8 @@ class Trace:
             self.binding.maps = len(starts)
             self.binding.retain = True
             inside = [edge for group in edges for edge in group]
-            outputs, relevance = [out], [seeds.clone() if seeds.is_inference() else seeds]
+            outputs: list[Any] = [out]
+            relevance = [seeds.clone() if seeds.is_inference() else seeds]
             above: list[Tensor | None] = [None] * len(inside)
             handles: list[Any] = []
             try:
@@ -801,11 +803,12 @@ class Trace:
                     self.binding.account = kept
                 self.binding.retain, self._freed = retain, not retain
                 self.binding.parameters = {} if parameters else None
-                values: Sequence[Tensor | None] = [None] * (len(leaves) + len(inside))
+                ends: list[Any] = [*leaves, *inside]
+                values: Sequence[Tensor | None] = [None] * len(ends)
                 if outputs:
                     values = torch.autograd.grad(
                         outputs,
-                        [*leaves, *inside],
+                        ends,
                         relevance,
                         retain_graph=retain or self._interceptor.ids.from_floats,
                         allow_unused=True,
@@ -815,7 +818,7 @@ class Trace:
                 found = [self._at_arguments(values[: len(leaves)], k if several else None) for k in range(len(starts))]
                 if kept is not None:
                     self._report = self._make_report(kept, seeds, list(found[0].values()))
-                if parameters:
+                if self.binding.parameters is not None:
                     self._collected = self.binding.parameters
             finally:
                 for handle in handles:
@@ -850,12 +853,12 @@ class Trace:
         """Relevance by the number of the argument, of one of several maps."""
         values = [v if v is None or which is None else v[which] for v in values]
         ids, tensors = self._interceptor.ids, self._arguments.tensors
-        floats = [k for k, a in enumerate(tensors) if a.leaf is not None]
+        floats = {k: a.leaf for k, a in enumerate(tensors) if a.leaf is not None}
         named = ids.explained()
         integers = [k for k, a in enumerate(tensors) if a.name in named]
-        found = {k: torch.zeros_like(tensors[k].leaf) if v is None else v for k, v in zip(floats, values, strict=False)}
-        of_floats = floats if ids.from_floats else []
-        targets = [ids.roots[tensors[k].name] for k in integers] + [tensors[k].leaf for k in of_floats]
+        found = {k: torch.zeros_like(floats[k]) if v is None else v for k, v in zip(floats, values, strict=False)}
+        of_floats = floats if ids.from_floats else {}
+        targets = [ids.roots[tensors[k].name] for k in integers] + list(of_floats.values())
         handed = ids.hand_on(list(values[len(floats) :]), targets)
         for k, R in zip([*integers, *of_floats], handed, strict=True):
             if k in found:

@@ -187,8 +187,8 @@ def is_signed(method: str | None) -> bool:
 def place(relevance: Tensor, geometry: images.Geometry | None) -> np.ndarray:
     """Sum the first item's relevance over channels and put it on the raw image's pixels."""
     summed = relevance[0].double()
-    summed = (summed.sum(0) if summed.ndim > 1 else summed).cpu().numpy()
-    return summed if geometry is None or summed.ndim != 2 else geometry.place(summed)
+    pixels = (summed.sum(0) if summed.ndim > 1 else summed).cpu().numpy()
+    return pixels if geometry is None or pixels.ndim != 2 else geometry.place(pixels)
 
 
 class SaliencyResults(list):
@@ -234,7 +234,7 @@ class SaliencyResults(list):
         if path.suffix == ".html":
             path.write_text(_page(self), encoding="utf-8")
         elif path.suffix == ".npz":
-            np.savez_compressed(path, **_arrays(self))
+            np.savez_compressed(path, **_arrays(self))  # type: ignore[arg-type]
         else:
             figure = self.plot()
             known = figure.canvas.get_supported_filetypes()

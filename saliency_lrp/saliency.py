@@ -228,8 +228,10 @@ def _maps_of_several(
             return value
         return (card.fitting(value) if value.is_floating_point() else value).to(where)
 
-    named = isinstance(inputs, Mapping)
-    values = {k: fitting(v) for k, v in inputs.items()} if named else tuple(fitting(v) for v in inputs)
+    if isinstance(inputs, Mapping):
+        values: Any = {k: fitting(v) for k, v in inputs.items()}
+    else:
+        values = tuple(fitting(v) for v in inputs)
     geometry = options.get("geometry")
     if geometry is None and raw is not None:
         geometry = images.Geometry.whole(images.load_image(raw).size)

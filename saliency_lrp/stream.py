@@ -246,6 +246,7 @@ class SaliencyLogger:
         question = Question(self.explainer.model, x, given, self.class_names)
         question.settle()
         answer = question.answer
+        assert answer is not None, "a settled question has an answer"
         relevance = self.explainer.explain(x, question.label)[0].sum(0).float().cpu().numpy()
         return blend(picture, geometry.place(relevance)), f"{answer.name()} {answer.share():.2f}"
 

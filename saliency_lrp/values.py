@@ -36,7 +36,7 @@ def holds(question: Callable[[], Any], unknown: bool) -> bool:
     return unknown if is_captured() else bool(question())
 
 
-def of_the_example() -> AbstractContextManager[None]:
+def of_the_example() -> AbstractContextManager[Any]:
     """What runs inside sees values as they are, and is no part of the graph."""
     if not is_captured():
         return nullcontext()

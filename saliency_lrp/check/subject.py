@@ -102,7 +102,8 @@ class Subject:
 
     def log_probability(self, scores: Tensor) -> Tensor:
         """Of the class, from (N, C) scores."""
-        rows = (probabilities(row) for row in scores)
+        assert self.answer is not None, "asked only of a model that has classes"
+        rows: list[Any] = [probabilities(row) for row in scores]
         return torch.stack([p[self.answer.target].clamp_min(1e-30).log() for p in rows])
 
     def flat(self, relevance: Tensor, pieces: int) -> Tensor:

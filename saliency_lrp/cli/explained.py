@@ -50,7 +50,9 @@ def explain(
     from ..explainers import registry
 
     # Where relevance went is kept on request only, by the methods that can say it.
-    account = {"account": True} if any("account" in registry.option_names(name) for name in methods) else {}
+    account: dict[str, Any] = (
+        {"account": True} if any("account" in registry.option_names(name) for name in methods) else {}
+    )
     results = get_image_saliency_results(model, subject.image, label=target, device=device, methods=methods, **account)
     if all(result.error is not None for result in results):
         raise InputError("; ".join(f"{result.method} failed: {result.error}" for result in results))

@@ -99,11 +99,12 @@ def _import(source: str) -> ModuleType:
     if not path.is_file():
         raise InputError(f"--module: there is no file {source!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    module, run = importlib.util.module_from_spec(spec), spec.loader.exec_module
     sys.modules.setdefault(path.stem, module)  # classes defined there can be pickled and inspected
     sys.path.insert(0, str(path.parent.resolve()))  # as `python file.py` would
     try:
-        _guarded(lambda: spec.loader.exec_module(module), f"running {source}")
+        _guarded(lambda: run(module), f"running {source}")
     finally:
         sys.path.pop(0)
     return module

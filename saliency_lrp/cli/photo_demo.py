@@ -53,6 +53,7 @@ class Explained:
     def answers(self) -> str:
         """``Egyptian cat (38 %), tiger cat (33 %), tabby (17 %)``."""
         answer = self.first.answer
+        assert answer is not None and answer.probabilities is not None, "the network of photographs has classes"
         best = answer.probabilities.argsort(descending=True)[:TOLD].tolist()
         return ", ".join(f"{answer.name(k)} ({answer.probability(k):.0%})".replace("%", " %") for k in best)
 
@@ -67,7 +68,7 @@ def explain(model: nn.Module, photograph: Photograph, methods: Sequence[str]) ->
     from .. import compare_saliency, get_image_saliency_results
 
     picture = photograph.image
-    windows = WINDOWS if "occlusion" in methods else {}
+    windows: dict[str, Any] = WINDOWS if "occlusion" in methods else {}
     results = get_image_saliency_results(model, picture, methods=methods, **windows)
     rival = class_names().index(photograph.rival)
     other = get_image_saliency_results(model, picture, label=rival, methods=methods[:1])[0]

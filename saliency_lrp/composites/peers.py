@@ -90,7 +90,7 @@ def analyzer(name: str, rule: Callable[..., Rule]) -> Callable[..., Composite]:
     build.__doc__ = (
         f"{what}{', biases ignored' if name.endswith('_IB') else ''}; batch norms are layers (iNNvestigate)."
     )
-    build.__signature__ = inspect.Signature([*inspect.signature(rule).parameters.values(), first_layer])
+    build.__signature__ = inspect.Signature([*inspect.signature(rule).parameters.values(), first_layer])  # type: ignore[attr-defined]
     return build
 
 

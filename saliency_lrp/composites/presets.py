@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from .. import rules as r
@@ -42,7 +44,7 @@ def attnlrp(epsilon: float = 1e-12) -> Composite:
 @named("cp_lrp")
 def cp_lrp(epsilon: float = 1e-12) -> Composite:
     """CP-LRP for transformers (Ali et al. 2022): attention weights are constants."""
-    rows = [
+    rows: list[Row] = [
         (kind("linear"), r.Epsilon(epsilon)),
         (kind("matmul"), r.SignalTakesAll()),
         ((kind("softmax"), at_output()), r.Pass()),
@@ -67,7 +69,7 @@ def arras(epsilon: float = 0.001, bias_factor: float = 0.0) -> Composite:
     """
     if bias_factor not in (0, 1):
         raise InputError(f"bias_factor must be 0.0 (absorb) or 1.0 (spread over the inputs), got {bias_factor!r}")
-    bias = "distribute" if bias_factor else "keep"
+    bias: Literal["distribute", "keep"] = "distribute" if bias_factor else "keep"
     rows = [(kind("linear"), r.Epsilon(epsilon, bias=bias)), (kind("sum"), r.Norm(epsilon, bias=bias))]
     return Composite(rows, name="arras")
 

@@ -121,13 +121,19 @@ class Job:
         return {name: value for name, value in vars(self).items() if name != "propagator"}
 
     @property
+    def batch_size(self) -> int:
+        """Items in one batch, settled by the time that there is a job."""
+        assert self.options.batch_size is not None
+        return self.options.batch_size
+
+    @property
     def batches(self) -> int:
         """How many there are."""
-        return math.ceil(len(self.items) / self.options.batch_size)
+        return math.ceil(len(self.items) / self.batch_size)
 
     def span(self, batch: int) -> range:
         """The items of a batch."""
-        size = self.options.batch_size
+        size = self.batch_size
         return range(batch * size, min((batch + 1) * size, len(self.items)))
 
     def pending(self) -> list[int]:
@@ -216,7 +222,9 @@ class Job:
                     f"item {self.items.name(k)} has shape {tuple(value.shape)}, the ones before "
                     f"{shape}: let the data set or transform= make them one size"
                 )
-            values.append(value), labels.append(label), rows.append(row)
+            values.append(value)
+            labels.append(label)
+            rows.append(row)
         kept, found, whys = self.explain(values, labels)
         for position, why in whys.items():
             reasons[rows[position]] = why
@@ -233,7 +241,8 @@ class Job:
         self, values: list[Tensor], labels: list[int | None]
     ) -> tuple[list[int], list[Explained], dict[int, str]]:
         """Which of these items can be explained, what was found for each target, and why the others cannot."""
-        kept, reasons = list(range(len(values))), {}
+        kept = list(range(len(values)))
+        reasons: dict[int, str] = {}
         while kept:
             found, whys = self._together([values[k] for k in kept], [labels[k] for k in kept])
             if not whys:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import InputError
@@ -106,7 +107,8 @@ def explain_dataset(
     if overwrite and world > 1:
         raise InputError(f"overwrite=True with {world} processes: delete {str(job.store.out)!r} before they start")
     started = time.monotonic()
-    with on_device(job.model, job.options.device):
+    device = None if job.options.device is None else torch.device(job.options.device)
+    with on_device(job.model, device):
         job.prepare(first=rank == 0, overwrite=overwrite)
         mine = [batch for batch in job.pending() if batch % world == rank]
         here = 0

@@ -280,7 +280,8 @@ class Bridge:
     def relevance_of(self, c: Any) -> Any:
         """R = y · c."""
         if isinstance(c, tuple):
-            return tuple(None if k is None else k * working(y) for k, y in zip(c, self.saved, strict=True))
+            saved: Sequence[Any] = self.saved
+            return tuple(None if k is None else k * working(y) for k, y in zip(c, saved, strict=True))
         return c * working(self.site.output)
 
     def handed(self, R: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -356,7 +357,7 @@ def writes_elsewhere(call: Call, tensors: list[Tensor]) -> bool:
     return call.inplace and call.args[0].requires_grad and not any(call.args[0] is t for t in tensors)
 
 
-def proportional(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor], rule: Any) -> Any:
+def proportional(form: CoefficientForm, call: Call, site: Any, tensors: list[Tensor], rule: Any) -> Any:
     """ε and Norm: the derivative itself, with statistics constant; a real stabiliser wants the output."""
     stabilized = rule.relative or rule.epsilon > GUARD
     if rule.bias == "distribute" or (rule.bias == "zero" and site.has_bias) or writes_elsewhere(call, tensors):

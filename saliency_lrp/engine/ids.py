@@ -402,7 +402,7 @@ def moved(call: Integers) -> Any:
     def path_of(t: Any) -> Any:
         if not isinstance(t, Tensor) or (t.dtype == torch.bool and call.trail(t) is None):
             return t
-        if t is target:
+        if target is not None and t is target:
             return like(example, t.shape) if before is None or before.path is None else before.path.clone()
         known = call.trail(t)
         return t.to(example.dtype) if known is None or known.path is None else known.path

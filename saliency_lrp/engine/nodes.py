@@ -28,7 +28,7 @@ class Plain(torch.autograd.Function):
 
     @classmethod
     def make(cls, *args: Any) -> Any:
-        return super(torch.autograd.Function, cls).apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 class ToRelevance(Plain):

@@ -22,7 +22,7 @@ class Node(torch.autograd.Function):
     @classmethod
     def make(cls, *args: Any) -> Any:
         """``apply`` without what it does for ``torch.func``, whose transforms never see a trace."""
-        return super(torch.autograd.Function, cls).apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, site: Site, run: Callable[[], Any], written: int | None, *activations: Tensor) -> Any:
@@ -159,7 +159,7 @@ class ReferenceForm:
             for k, t in enumerate(site.saved):
                 tracer.remember(t, site, k)
         written, keeper, known = None, site, site
-        actor = site if acting is None else acting(site)
+        actor: Any = site if acting is None else acting(site)
         if call.inplace:
             target = call.args[0]
             tracer.before_write(target)

@@ -91,7 +91,7 @@ def labelled(methods: Method | Sequence[str] | Mapping[str, Method]) -> dict[str
         return dict(methods)
     if isinstance(methods, str):
         return {methods: methods}
-    named = list(methods)
+    named = list(methods)  # type: ignore[arg-type]  # what is no list says so itself
     for method in named:
         if not isinstance(method, str):
             raise InputError(

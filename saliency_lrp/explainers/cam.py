@@ -85,8 +85,8 @@ def read_feature_map(
         for layout, grid in layouts.items():
             if _is_grid(grid, size):
                 return FeatureMap(path, module, tensor, layout, grid)
-    if tensor.ndim == 3 and len(size) > 1 and (grid := _token_grid(tensor.shape[1], size)):
-        return FeatureMap(path, module, tensor, "tokens", grid)
+    if tensor.ndim == 3 and len(size) > 1 and (tokens := _token_grid(tensor.shape[1], size)):
+        return FeatureMap(path, module, tensor, "tokens", tokens)
     return None
 
 

@@ -103,7 +103,8 @@ def _pointwise(run: _Call, name: str, x: list[Tensor], b: list[Tensor], grad: Te
     difference = x0 - b0
     small = difference.abs() <= _SMALL * torch.maximum(x0.abs(), b0.abs()).clamp_min(_SMALL)
     quotient = (run(x0) - y0) / torch.where(small, torch.ones_like(x0), difference)
-    return [torch.where(small, *_vjp(run, [(x0 + b0) / 2], grad), grad * quotient)]
+    (slope,) = _vjp(run, [(x0 + b0) / 2], grad)
+    return [torch.where(small, slope, grad * quotient)]
 
 
 def _maximum(run: _Call, name: str, x: list[Tensor], b: list[Tensor], grad: Tensor, y0: Tensor) -> list[Tensor]:
@@ -163,7 +164,8 @@ def _closed(
         return t.reshape(len(t), -1).sum(1)
 
     open_ = by_item(grad * (y - y0)) - sum(by_item(found[k] * moved[k]) for k in active)
-    share = _quotient(open_, sum(by_item(moved[k].square()) for k in active))
+    squares: Any = sum(by_item(moved[k].square()) for k in active)
+    share = _quotient(open_, squares)
     for k in active:
         found[k] = found[k] + moved[k] * share.reshape(-1, *(1,) * (x[k].dim() - 1))
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +151,7 @@ class RandomExplainer(Explainer):
     """
 
     random = True
-    several = "together"
+    several: str | None = "together"
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         super().__init__(model)
@@ -267,9 +269,10 @@ class ShapGradient(RandomExplainer):
             np.random.set_state(state)
 
 
-def _in_chunks(mean_of, samples: int, batch: int) -> Tensor:
+def _in_chunks(mean_of: Callable[[int], Tensor], samples: int, batch: int) -> Tensor:
     """Mean over `samples` random samples, `batch` at a time; ``mean_of(n)`` averages n of them."""
-    total, left = 0, samples
+    total: Any = 0
+    left = samples
     while left:
         n = min(left, batch)
         total = total + n * mean_of(n)

@@ -35,7 +35,10 @@ class AttentionSite(Site):
         self.active = [t for t in operands if call.is_activation(t)]
         mask = call.arg(3, "attn_mask")
         self.mask = None if mask is None else mask.detach()
-        self.options = {"is_causal": bool(call.arg(5, "is_causal", False)), "scale": call.kwargs.get("scale")}
+        self.options: dict[str, Any] = {
+            "is_causal": bool(call.arg(5, "is_causal", False)),
+            "scale": call.kwargs.get("scale"),
+        }
         if call.kwargs.get("enable_gqa"):
             self.options["enable_gqa"] = True
 
@@ -58,7 +61,8 @@ class AttentionSite(Site):
             mask = self.mask
             if mask is not None and mask.is_floating_point():
                 mask = mask.to(leaves[0].dtype)
-            out = F.scaled_dot_product_attention(*leaves, attn_mask=mask, **self.options)
+            query, key, value = leaves
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **self.options)
         getting = [t for t in leaves if t.requires_grad]
         if not getting:
             return (None,) * self.arity

@@ -113,7 +113,7 @@ class Call:
         self.func = func
         self.name = name
         self.args = args
-        self.kwargs = kwargs
+        self.kwargs: dict[str, Any] = kwargs
         self.activations = activations
         self.inplace = inplace
         self.facts = facts.of(func, name)

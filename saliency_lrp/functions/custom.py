@@ -61,6 +61,7 @@ def report(node: Any, interceptor: Any) -> None:
     node.metadata[REPORTED] = True
     if keeps_shape(node):
         interceptor.unknown_call(name, "a custom autograd.Function", "relevance passes it unchanged, as an activation")
-        pass_unchanged(node, CustomSite(name, *interceptor.location(), interceptor.binding))
+        path, module = interceptor.location()
+        pass_unchanged(node, CustomSite(name, path, module, interceptor.binding))
     else:
         interceptor.unknown_call(name, "a custom autograd.Function")

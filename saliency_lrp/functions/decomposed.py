@@ -64,7 +64,8 @@ class DecomposedSite(Site):
         for k, value in zip(self.active_operands(), values, strict=True):
             if k is not None and value is not None:
                 value = as_reals(value)
-                found[k] = value if found[k] is None else found[k] + value
+                before = found[k]
+                found[k] = value if before is None else before + value
         return tuple(found)
 
 

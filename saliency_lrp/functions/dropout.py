@@ -11,6 +11,7 @@ from .activations import ActivationSite
 from .call import Call
 from .products import ScaleSite
 from .registry import kind
+from .site import Site
 from .sums import SumSite
 
 
@@ -73,8 +74,13 @@ def random_factors(call: Call) -> Any:
         return call.interceptor.tag_routed(call, call.native())
     (leaf,), out = call.run_on_copies()
     (factor,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
-    build = RandomSlopes if call.name == "rrelu" else DropoutSite if call.says("zero_to_zero") else ShiftedDropoutSite
-    site = DropoutSite(call, leaf, factor) if build is DropoutSite else build(call, factor)
+    site: Site
+    if call.name == "rrelu":
+        site = RandomSlopes(call, factor)
+    elif call.says("zero_to_zero"):
+        site = DropoutSite(call, leaf, factor)
+    else:
+        site = ShiftedDropoutSite(call, factor)
     result = out.detach()
 
     def give(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

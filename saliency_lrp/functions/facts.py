@@ -96,7 +96,8 @@ NOTHING = Facts("unknown")
 
 def rows(kind: str | Callable[[Call], str], names: str, claims: str = "", **more: Any) -> None:
     """Add a row for each of ``names``: its kind, claims that always hold, and others by keyword."""
-    facts = Facts(kind, **dict.fromkeys(claims.split(), True), **more)
+    always: dict[str, Any] = dict.fromkeys(claims.split(), True)
+    facts = Facts(kind, **always, **more)
     for name in names.split():
         if name in TABLE:
             raise InputError(f"{name!r} has a row in the table of torch functions already: {TABLE[name]}")
@@ -483,7 +484,7 @@ rows("routing", "fft_fftshift fft_ifftshift", MOVES, gate=AS_INPUT)
 rows("routing", "requires_grad_ __iter__ __reversed__ to_dense", MOVES, gate=AS_INPUT)
 rows("routing", "_pack_padded_sequence _pad_packed_sequence pad_sequence", MOVES, gate=AS_INPUT)
 # moving with a constant written beside
-PUTS = {"homogeneous": True, "gate": AS_INPUT}
+PUTS: dict[str, Any] = {"homogeneous": True, "gate": AS_INPUT}
 rows("routing", "__setitem__ masked_fill", keeps_sign=written_value(2, "value"), **PUTS)
 rows("routing", "index_fill", keeps_sign=written_value(3, "value"), **PUTS)
 rows("routing", "fill", keeps_sign=written_value(1, "value"), **PUTS)

@@ -260,7 +260,7 @@ class Dense(LinearSite):
     family = "dense"
     takes_several = True
     rectifiable = False  # its output is small beside its weight, and relative stabilisers look at all of it
-    own_axes = (-1,)
+    own_axes: tuple[int, ...] = (-1,)
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return F.linear(a, w)
@@ -384,7 +384,8 @@ class Convolution(LinearSite):
             self.groups,
             [True, False, False],
         )[0]
-        return g[(..., *(slice(0, s) for s in shape[2:]))].contiguous() if self.extra else g
+        within = (..., *(slice(0, s) for s in shape[2:]))
+        return g[within].contiguous() if self.extra else g
 
     def scaled(self, w: Tensor, scale: Tensor) -> Tensor:
         if not self.transposed:
@@ -455,22 +456,22 @@ class Diagonal(LinearSite):
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return a * along(w, self.channel_axis)
 
-    transpose = forward
+    transpose = forward  # type: ignore[assignment]
 
     def ones_like_input(self) -> Tensor:
         return torch.ones_like(self.input)
 
-    @property
+    @property  # type: ignore[override]
     def batch_norm(self) -> Affine | None:
         """The batch norm itself, for rules that look at its constants."""
         return self.own
 
-    def runs_natively(self, tag: Tag | None) -> bool:
-        return self.own.is_one_call
-
     @batch_norm.setter
     def batch_norm(self, value: Affine | None) -> None:
         pass
+
+    def runs_natively(self, tag: Tag | None) -> bool:
+        return self.own.is_one_call
 
     @property
     def weight(self) -> Tensor:

@@ -60,7 +60,7 @@ class ProductSite(Site):
     def split(self, R: Tensor, shares: list[float], epsilon: float) -> tuple[Tensor | None, ...]:
         """Each factor's share of the relevance."""
         return tuple(
-            (R if share == 1 else R * share).sum_to_size(a.shape) if share else None
+            (R if share == 1 else R * share).sum_to_size(a.shape) if share else None  # type: ignore[union-attr]
             for a, share in zip(self.saved, shares, strict=True)
         )
 
@@ -82,7 +82,8 @@ class MatmulSite(Site):
         """Each factor's share, divided among the summands of each output in proportion."""
         c = divide(R, self.output, epsilon)
         if self.is_matrix_product and all(a.dim() > 1 for a in self.inputs) and not any(self.complex):
-            return matrix_shares(*map(working, self.inputs), c, shares)
+            a, b = map(working, self.inputs)
+            return matrix_shares(a, b, c, shares)
         return tuple(
             working(a) * g * share if share and g is not None else None
             for a, g, share in zip(self.inputs, self.gradient(c), shares, strict=True)

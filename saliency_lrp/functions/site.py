@@ -44,7 +44,7 @@ class Held:
         return self.saved[0]
 
 
-def fill(value: Any, tensors: list[Tensor]) -> Any:
+def fill(value: Any, tensors: Sequence[Tensor | None]) -> Any:
     """``value`` with every :class:`Slot` replaced by its tensor, and every constant given back."""
     if isinstance(value, Slot):
         return tensors[value.index]

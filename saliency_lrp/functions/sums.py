@@ -76,10 +76,10 @@ class ShiftSite(SumSite):
     is_preprocessing = True
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
-        return (c.sum_to_size(self.saved[0].shape),)
+        return (c.sum_to_size(self.saved[0].shape),)  # type: ignore[union-attr]
 
     gradient = vjp
-    spread = vjp
+    spread = vjp  # type: ignore[assignment]
 
 
 class CompleteSum(SumSite):

@@ -54,7 +54,9 @@ class Preprocessing:
         if isinstance(self.resize, tuple):
             return self.resize
         reference = max(raw) if self.fit else min(raw)
-        return tuple(self.resize if side == reference else int(self.resize * side / reference) for side in raw)
+        resize = self.resize
+        height, width = (resize if side == reference else int(resize * side / reference) for side in raw)
+        return height, width
 
     def geometry(self, raw: tuple[int, int]) -> Geometry:
         """Where the input's pixels come from, for a raw image of height and width `raw`."""
@@ -161,7 +163,7 @@ def _timm(model: nn.Module) -> Preprocessing | None:
     crop = _pair(size)
     share = config.get("crop_pct") or 0.875
     mode = config.get("crop_mode") or "center"
-    scaled = tuple(int(side / share) for side in crop)
+    scaled = int(crop[0] / share), int(crop[1] / share)
     interpolation = config.get("interpolation") or "bicubic"
     return Preprocessing(
         resize=scaled if mode == "squash" or crop[0] != crop[1] else scaled[0],

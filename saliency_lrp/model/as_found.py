@@ -44,9 +44,9 @@ class Frame:
     def __init__(self) -> None:
         self._shields = Shields()
         self._thread = ThreadModes()
-        self._steps: list[Callable[[], None]] = []
+        self._steps: list[Callable[[], object]] = []
 
-    def undoing(self, step: Callable[[], None]) -> None:
+    def undoing(self, step: Callable[[], object]) -> None:
         """Have something undone at the end; called before it is done. ``step`` may run twice, or in vain."""
         self._steps.append(step)
 
@@ -230,7 +230,9 @@ class AsFound(Frame):
     def begin(self) -> None:
         self._keep_random_state()
         if self.patched:
-            for state in (*map(ModuleState, self.modules), *map(ParameterState, self.model.parameters())):
+            modules, parameters = map(ModuleState, self.modules), map(ParameterState, self.model.parameters())
+            states: list[ModuleState | ParameterState] = [*modules, *parameters]
+            for state in states:
                 self.undoing(state.restore)
             before = graph_free.with_graphs(self.modules)
             self.undoing(lambda: graph_free.free((), self.modules, before))

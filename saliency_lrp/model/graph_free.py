@@ -18,7 +18,7 @@ PLAIN = frozenset({bool, int, float, str, type(None)})
 MODULE_TABLES = frozenset(vars(nn.Module()))
 
 
-def apart(values: Any, kept: Iterable[Tensor]) -> Any:
+def apart(values: Any, kept: Iterable[Tensor | None]) -> Any:
     """Results of a forward, those that are tensors it wrote into as tensors of their own: these keep the graph."""
     ids = {id(t) for t in kept}
 
@@ -64,7 +64,7 @@ def free(written: Iterable[Tensor], modules: Iterable[nn.Module], before: Mappin
     kept = [t for t in kept if before is None or id(t) not in before]
     for t in kept:
         base = t._base if t._is_view() else t
-        if base.grad_fn is not None and not base._is_view():
+        if base is not None and base.grad_fn is not None and not base._is_view():
             base.detach_()
     for t in kept:
         if t._is_view() and t.requires_grad:
@@ -78,8 +78,10 @@ def free(written: Iterable[Tensor], modules: Iterable[nn.Module], before: Mappin
 
 def renew(view: Tensor) -> None:
     """The same tensor object as the same view of the same memory, without the graph that was written into it."""
+    base = view._base
+    assert base is not None, "a view has a base"
     with torch.inference_mode(False), torch.enable_grad():
-        fresh = view._base.as_strided(view.shape, view.stride(), view.storage_offset())
+        fresh = base.as_strided(view.shape, view.stride(), view.storage_offset())
     vars(fresh).update(vars(view))
     torch.utils.swap_tensors(view, fresh)
 

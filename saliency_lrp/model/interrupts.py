@@ -110,6 +110,7 @@ class Shields:
     def _lower(self) -> None:
         while self._raised:
             shield = self._raised[-1]
-            if signal.getsignal(shield.number) is shield:
-                signal.signal(shield.number, shield.handler)
+            number, handler = shield.number, shield.handler
+            if signal.getsignal(number) is shield:
+                signal.signal(number, handler)
             self._raised.pop()

@@ -65,7 +65,7 @@ class Rule:
         return site.kind in self.kinds
 
     def __repr__(self) -> str:
-        names = [n for n in constructor_parameters(type(self)) if n in vars(self)]
+        names = [n for n in constructor_parameters(type(self)) if n in vars(self)]  # type: ignore[arg-type]
         return f"{type(self).__name__}({', '.join(f'{n}={vars(self)[n]!r}' for n in names)})"
 
     def __eq__(self, other: object) -> bool:
@@ -78,7 +78,7 @@ class Rule:
 @functools.cache
 def constructor_parameters(cls: type) -> tuple[str, ...]:
     """Names that a class's own or inherited constructor takes; looked up once, because it is slow."""
-    return tuple(inspect.signature(cls.__init__).parameters)
+    return tuple(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
 
 
 ANY_KIND = frozenset(

@@ -60,7 +60,8 @@ class BatchNormReverse(Rule):
         return site.kind == "linear" and site.batch_norm is not None
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, shift = site.batch_norm_input(), *site.batch_norm_constants()
+        x = site.batch_norm_input()
+        mean, shift = site.batch_norm_constants()
         y = site.output
         ratio = divide(x * (y - shift), (x - mean) * y, self.epsilon)
         return site.below_batch_norm(self.then, working(R) * ratio)

@@ -119,7 +119,7 @@ class LinearRule(Rule, abstract=True):
         if self.accounts_for(site) or site.thin:
             return None
         R = c * site.output
-        sums: dict[int, Tensor] = {}
+        sums: dict[int | None, Tensor] = {}
         for part in self.parts(site):
             if any(term.side is None for term in part.terms):
                 return None

@@ -286,7 +286,7 @@ def _rule_groups(rules: list[str]) -> list[list[Any]]:
     """Rules with a line about each, those to begin with first; one's own before all."""
     known = composites.list_composites()
     own = [[name, "the rule that was given"] for name in rules if name not in known]
-    groups = [
+    groups: list[list[Any]] = [
         [group, [[name, composites.describe(name)] for name in names]] for group, names in composites.grouped().items()
     ]
     groups[0][1] = own + groups[0][1]
@@ -330,8 +330,8 @@ def _channels(spatial: Tensor) -> Channels:
     total = float(sums.abs().sum()) or 1.0
     best = sums.abs().argsort(descending=True, stable=True)[:MOST_CHANNELS].tolist()
     maps = spatial[best][None].float()
-    size = [min(side, THUMBNAIL) for side in maps.shape[2:]]
-    small = F.adaptive_avg_pool2d(maps, size)[0].cpu().numpy()
+    height, width = (min(side, THUMBNAIL) for side in maps.shape[2:])
+    small = F.adaptive_avg_pool2d(maps, (height, width))[0].cpu().numpy()
     entries = [
         {"index": index, "relevance": float(sums[index]), "share": abs(float(sums[index])) / total} for index in best
     ]
