@@ -141,7 +141,8 @@ class Patched:
 
     def items(self) -> list[tuple[Any, str, Any]]:
         classes = [v for v in vars(self.home).values() if isinstance(v, type) and issubclass(v, nn.Module)]
-        owners: list[Any] = [self.home, *classes, nn.functional, torch]
+        layers = [v for v in vars(nn).values() if isinstance(v, type)]  # some patch torch's own layer norm
+        owners: list[Any] = [self.home, *classes, *layers, nn.functional, torch]
         import transformers.modeling_utils
 
         owners.append(transformers.modeling_utils)
