@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .check import Check
+    from .check.door import Origin
 
 
 @dataclass(eq=False, repr=False)
@@ -68,7 +69,7 @@ class ImageSaliencyResult:
         Measured quality, name to number.
     signed : bool
         Whether the method's maps have a sign: it decides the colours. Default: what the method says of itself.
-    origin : (Question, Plan) or None
+    origin : Origin or None
         The model, the input and the method that :meth:`check` goes back to; left out where a result is pickled.
     """
 
@@ -92,7 +93,7 @@ class ImageSaliencyResult:
     geometry: images.Geometry | None = None
     quality: dict[str, float] = field(default_factory=dict)
     signed: bool | None = None
-    origin: Any = field(default=None, repr=False)
+    origin: Origin | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.signed is None:
@@ -114,7 +115,7 @@ class ImageSaliencyResult:
     @property
     def volume(self) -> np.ndarray | None:
         """(D, H, W) uint8: the volume that was explained, in greys, to draw under its map; None for anything else."""
-        x: Any = None if self.origin is None else self.origin[0].input
+        x: Any = None if self.origin is None else self.origin.question.input
         if getattr(x, "ndim", 0) != 5:
             return None
         return greys(x[0])[..., 0]
@@ -155,9 +156,14 @@ class ImageSaliencyResult:
         InputError
             If there is no map, or the result does not know its model (it was loaded from a file).
         """
-        from .check.door import check_result
-
-        return check_result(self, random_seed)
+        if self.relevance is None:
+            raise InputError(f"there is no map to check: {self.error or 'this result was made without relevance'}.")
+        if self.origin is None:
+            raise InputError(
+                "this result does not know its model any more (it was loaded from a file, or made by hand): call "
+                "saliency_lrp.check.check(model, image, method=..., relevance=result.relevance)."
+            )
+        return self.origin.check(self.relevance, random_seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "origin": None}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import images
+from .check.door import Origin
 from .errors import InputError
 from .explainers import registry
 from .explainers.plan import Plan, plan_methods
@@ -197,7 +198,7 @@ def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
     except Exception as error:  # finished maps must survive whatever one method runs into
         result.error = error
     question.settle()  # where the model or the label is at fault, no method can help
-    result.label, result.origin = question.target, (question, plan)
+    result.label, result.origin = question.target, Origin(question, plan)
     if question.answer is not None:
         result.take(question.answer)
     if result.relevance is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from ..errors import InputError
 from ..explainers.plan import Plan, plan_methods
 from ..model.devices import on_device
 from ..question import Question, ask
-from ..results import ImageSaliencyResult
 from .findings import ask_all
 from .outcome import Check
 from .subject import Subject
@@ -59,18 +58,16 @@ def check(
         return examine(question, plan, relevance, random_seed)
 
 
-def check_result(result: ImageSaliencyResult, random_seed: int = 0) -> Check:
-    """Check the map of a result with the model that it was made with, as :meth:`ImageSaliencyResult.check`."""
-    if result.relevance is None:
-        raise InputError(f"there is no map to check: {result.error or 'this result was made without relevance'}.")
-    if result.origin is None:
-        raise InputError(
-            "this result does not know its model any more (it was loaded from a file, or made by hand): call "
-            "saliency_lrp.check.check(model, image, method=..., relevance=result.relevance)."
-        )
-    question, plan = result.origin
-    with on_device(question.model, question.input.device):
-        return examine(question, plan, result.relevance, random_seed)
+class Origin(NamedTuple):
+    """What a result was made with: so it needs to know nothing of checks to be checked."""
+
+    question: Question
+    plan: Plan
+
+    def check(self, relevance: Tensor, random_seed: int = 0) -> Check:
+        """Check a map with the model that it was made with, as :meth:`ImageSaliencyResult.check`."""
+        with on_device(self.question.model, self.question.input.device):
+            return examine(self.question, self.plan, relevance, random_seed)
 
 
 def examine(question: Question, plan: Plan, relevance: Tensor | None = None, random_seed: int = 0) -> Check:

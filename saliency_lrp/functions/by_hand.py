@@ -23,6 +23,7 @@ from . import facts
 from .call import GATE, Call, Slot, tag_of
 from .facts import number
 from .linear import Affine, Convolution, Dense, Diagonal, LinearSite, folded, linear_node
+from .pointwise import ActivationSite
 
 # ------------------------------------------------------------------------------------------------ hard sigmoids
 
@@ -110,8 +111,6 @@ def hard_sigmoid(call: Call, curve: Curve) -> Any:
     """The call as the last step of a hard sigmoid of the curve's source; None where that is not known any more."""
     if curve.source is None or curve.source._version != curve.version:
         return None
-    from .activations import ActivationSite
-
     whole = Call(curve.run, "hardsigmoid", (curve.source,), {}, [curve.source], False, call.interceptor)
     site = ActivationSite(whole)
     site.args = (Slot(0),)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activations import ActivationSite
 from .call import Call
+from .pointwise import ActivationSite
 from .products import ScaleSite
 from .registry import kind
 from .site import Site

@@ -616,59 +616,6 @@ def deformable_convolution(call: Call) -> Any:
     return linear_node(call, site, x)
 
 
-@kind("bilinear")
-def bilinear(call: Call) -> Any:
-    left, right, w, b = (call.arg(k, n) for k, n in enumerate(("input1", "input2", "weight", "bias")))
-    if call.is_activation(left) and call.is_activation(right):
-        from .products import bilinear_product
-
-        return bilinear_product(call)
-    if call.is_activation(left):
-        right = right.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
-    else:
-        left = left.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
-    site.own_bias = None if b is None else b.detach()
-    return linear_node(call, site, call.activations[0])
-
-
-@kind("batch norm")
-def batch_norm(call: Call) -> Any:
-    x = call.arg(0, "input")
-    mean, var = call.arg(1, "running_mean"), call.arg(2, "running_var")
-    training = call.name == "batch_norm" and call.arg(5, "training", False)
-    if call.func is torch.batch_norm or hasattr(call.func, "overloads") or hasattr(call.func, "_overloadname"):
-        # the order of torch and aten is (input, weight, bias, mean, var, training, momentum, eps, cudnn)
-        weight, bias, mean, var, eps = call.args[1], call.args[2], call.args[3], call.args[4], call.args[7]
-    else:
-        weight, bias, eps = call.arg(3, "weight"), call.arg(4, "bias"), call.arg(7, "eps", 1e-5)
-    if training or mean is None:
-        from .normalisation import statistics_of_the_batch
-
-        return statistics_of_the_batch(call, x, weight, bias, eps)
-    out = call.as_is("linear", [x])
-    if out is not None:
-        return out
-    affine = Affine(mean, var, weight, bias, eps)
-    tag = tag_of(x)
-    before = tag.site if tag is not None else None
-    if (
-        isinstance(before, LinearSite)
-        and before.foldable
-        and before.batch_norm is None
-        # a dense layer on (N, C, features) puts features last, where the batch norm's channels are not
-        and before.channel_axis == 1 - x.dim()
-        and tag is not None
-        and tag.source is not None
-        and tag.source._version == tag.source_version
-    ):
-        out = linear_node(call, folded(before, affine), tag.source)
-        call.interceptor.fold(before, out)
-        return out
-    return linear_node(call, Diagonal(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
-
-
 def folded(before: LinearSite, affine: Affine) -> LinearSite:
     """The linear site and the batch norm after it, as one site: it reads what the linear layer read."""
     site = object.__new__(type(before))

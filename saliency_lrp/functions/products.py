@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..rules.arithmetic import divide, working
 from . import by_hand
 from .call import GATE, PLAIN, Call, stored, tag_of
 from .linear import Dense, GenericLinear, linear_node
+from .pointwise import ActivationSite
 from .registry import KINDS, kind
 from .site import Site, any_complex, fill, iter_tensors
 
@@ -156,8 +158,6 @@ def quotient(call: Call) -> Any:
         return call.node(site, [x, y], gate=tag.gate if tag is not None else PLAIN)
     if call.is_activation(x):
         return scale(call, x, y, divides=True)
-    from .activations import ActivationSite
-
     return call.node(ActivationSite(call), [y], gate=GATE)
 
 
@@ -285,6 +285,16 @@ def per_output(shift: Tensor, beta: float, outputs: int) -> Tensor | None:
     return bias if beta == 1 else bias * beta
 
 
-def bilinear_product(call: Call) -> Any:
-    """``F.bilinear`` of two activations."""
-    return call.node(MatmulSite(call), [call.arg(0, "input1"), call.arg(1, "input2")])
+@kind("bilinear")
+def bilinear(call: Call) -> Any:
+    left, right, w, b = (call.arg(k, n) for k, n in enumerate(("input1", "input2", "weight", "bias")))
+    if call.is_activation(left) and call.is_activation(right):
+        return call.node(MatmulSite(call), [left, right])
+    if call.is_activation(left):
+        right = right.detach()
+        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
+    else:
+        left = left.detach()
+        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
+    site.own_bias = None if b is None else b.detach()
+    return linear_node(call, site, call.activations[0])

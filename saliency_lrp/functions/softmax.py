@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .activations import ActivationSite
 from .call import GATE, Call
+from .pointwise import ActivationSite
 from .registry import kind
 from .site import Site
 
