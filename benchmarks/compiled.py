@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests"))
-from torchvision_cpu import import_torchvision  # noqa: E402
+from torchvision_cpu import import_torchvision
 
-from saliency_lrp import LrpExplainer, compile  # noqa: E402
+from saliency_lrp import LrpExplainer, compile
 
 EQUAL = (
     "resnet18 vgg11_bn mobilenet_v2 mobilenet_v3_small efficientnet_b0 squeezenet1_0 alexnet shufflenet_v2_x0_5 "

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests"))
-from torchvision_cpu import import_torchvision  # noqa: E402
+from torchvision_cpu import import_torchvision
 
 warnings.filterwarnings("ignore")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

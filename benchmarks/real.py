@@ -35,7 +35,7 @@ from saliency_lrp.evaluation import (  # noqa: E402
     explain_function,
     grid_pointing_game,
     morf_lerf,
-    positive_share,  # noqa: E402
+    positive_share,
 )
 
 BUILD = ROOT / "build" / "real"

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout, installed or not
 
-from benchmarks.models import SmallResNet, SmallViT  # noqa: E402
-from saliency_lrp.demo import WEIGHTS, DemoData, DemoNet, demo_dataset  # noqa: E402
+from benchmarks.models import SmallResNet, SmallViT
+from saliency_lrp.demo import WEIGHTS, DemoData, DemoNet, demo_dataset
 
 ARCHITECTURES = {"cnn": DemoNet, "resnet": SmallResNet, "vit": partial(SmallViT, pretrained_stem=True)}
 # Passes over fresh images, and the highest learning rate.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from torchvision_cpu import import_torchvision  # noqa: E402
+from torchvision_cpu import import_torchvision
 
 SEED = 0
 #: Images in the batch that batch norms are calibrated on.

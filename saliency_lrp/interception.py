@@ -332,7 +332,7 @@ class Interceptor(TorchFunctionMode):
     def moved(self, out: Any, t: Tensor) -> Any:
         """Tag the results of a call that moves the values of one activation, in the coefficient form."""
         before = getattr(t, TAG)
-        for result in out if isinstance(out, (tuple, list)) else (out,):  # noqa: UP038  # a union is slower
+        for result in out if isinstance(out, (tuple, list)) else (out,):  # a union is slower
             if result is not t and isinstance(result, Tensor) and result.requires_grad:
                 tag = Tag(self.token, None, before.gate, before.nonnegative, before.depth)
                 tag.final = before.final
@@ -461,7 +461,7 @@ class Interceptor(TorchFunctionMode):
         written = (call.args[0],) if call.inplace else ()
         if written:
             self.wrote(call.args[0], depth)
-        for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # noqa: UP038  # a union is slower
+        for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
                 if not self.form.early:
                     mark(t, self.token, depth)

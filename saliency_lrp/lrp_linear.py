@@ -123,9 +123,9 @@ def _check_shapes(t: dict[str, torch.Tensor]) -> None:
         raise InputError(f"lrp_linear expects hin (..., D), w (D, M), hout and Rout (..., M); got {shapes}.")
     n_in, n_out = shapes["w"]
     expected = {
-        "hin": shapes["hin"][:-1] + (n_in,),
-        "hout": shapes["hin"][:-1] + (n_out,),
-        "Rout": shapes["hin"][:-1] + (n_out,),
+        "hin": (*shapes["hin"][:-1], n_in),
+        "hout": (*shapes["hin"][:-1], n_out),
+        "Rout": (*shapes["hin"][:-1], n_out),
         "b": (n_out,),
     }
     wrong = [name for name in shapes if name in expected and shapes[name] != expected[name]]

@@ -656,6 +656,10 @@ class Trace:
             for edge in self._edges(place)
         ]
 
+    def is_folded(self, place: Place) -> bool:
+        """Whether a batch norm was folded into the layer that made this: both have the batch norm's relevance."""
+        return id(place.site) in self._interceptor.folds
+
     def _edges(self, place: Place) -> list[GradientEdge]:
         """Where the relevance of a place arrives.
 

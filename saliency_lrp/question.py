@@ -122,7 +122,7 @@ def is_model_input(raw: Any) -> bool:
     """A tensor that is no picture: normalized (negative values), a batch, a signal, a table row."""
     if not isinstance(raw, Tensor) or not raw.is_floating_point():
         return False
-    return raw.ndim == 4 and raw.shape[0] != 1 or raw.ndim not in (3, 4) or raw.numel() > 0 and bool(raw.min() < 0)
+    return (raw.ndim == 4 and raw.shape[0] != 1) or raw.ndim not in (3, 4) or (raw.numel() > 0 and bool(raw.min() < 0))
 
 
 def prepare(

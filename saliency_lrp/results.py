@@ -97,7 +97,7 @@ class ImageSaliencyResult:
 
     def __post_init__(self) -> None:
         if self.signed is None:
-            self.signed = self.method is None and self.relevance is not None or is_signed(self.method)
+            self.signed = (self.method is None and self.relevance is not None) or is_signed(self.method)
 
     def take(self, answer: Answer) -> None:
         """Note what the model says of the picture."""

@@ -195,7 +195,7 @@ def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
     try:
         result.relevance, explainer, result.seconds = _explain(question, plan)
         result.report, result.signed = getattr(explainer, "report", None), getattr(explainer, "signed", True)
-    except Exception as error:  # finished maps must survive whatever one method runs into
+    except Exception as error:  # noqa: BLE001  # finished maps must survive whatever one method runs into
         result.error = error
     question.settle()  # where the model or the label is at fault, no method can help
     result.label, result.origin = question.target, Origin(question, plan)

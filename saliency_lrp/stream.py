@@ -220,7 +220,7 @@ class SaliencyLogger:
     def _guarded(self, action: Callable[[], None]) -> bool:
         try:
             action()
-        except Exception as error:  # training matters more than looking at it
+        except Exception as error:  # noqa: BLE001  # training matters more than looking at it
             text = f"{type(error).__name__}: {error}"
             if text not in self._failed:
                 self._failed.add(text)

@@ -317,7 +317,7 @@ def test_every_composite_has_a_line_and_those_to_begin_with_come_first():
     from saliency_lrp.composites import grouped
 
     described = list_composites(verbose=True)
-    assert set(described) == set(list_composites()) and list(described)[0] == "auto"
+    assert set(described) == set(list_composites()) and next(iter(described)) == "auto"
     assert list(grouped()) == ["Start here", "From papers", "Gradients", "Other programs"]
     assert len(grouped()["Start here"]) == 6
     assert sum(map(len, grouped().values())) == len(described)

@@ -52,7 +52,7 @@ def subject(group: str, name: str) -> zoo.Subject:
     return next(s for s in zoo.GROUPS[group]() if s.name == name)
 
 
-@pytest.mark.parametrize("group, name", SLICE, ids=[name for _, name in SLICE])
+@pytest.mark.parametrize(("group", "name"), SLICE, ids=[name for _, name in SLICE])
 def test_a_model_is_explained(group, name):
     chosen = subject(group, name)
     row: dict = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,8 @@ from saliency_lrp.errors import InputError, UnknownNameError
 from saliency_lrp.evaluation import METRICS, evaluate, list_metrics, morf_lerf, quantus_explain_func
 from saliency_lrp.explainers.lrp import LrpExplainer
 
-try:
+with contextlib.suppress(ImportError):
     import_torchvision()  # where zennit is installed Quantus imports it, and it imports torchvision
-except ImportError:
-    pass
 quantus = pytest.importorskip("quantus")
 
 N = 6

@@ -21,7 +21,7 @@ def eager(s, x):
     """Expert by expert, added into zeros, as Hugging Face's eager experts."""
     out = torch.zeros(ROWS, 8)
     for k in range(EXPERTS):
-        row, place = (CHOICE == k).nonzero(as_tuple=True)
+        row, place = (k == CHOICE).nonzero(as_tuple=True)
         out.index_add_(0, row, (x[row] @ s.weights[k]) * GATES[row, place, None])
     return out
 

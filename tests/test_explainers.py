@@ -368,7 +368,7 @@ def test_two_threads_on_one_model():
     def work(name):
         for _ in range(8):
             if not torch.equal(get(name, net).explain(x, 1), expected[name]):
-                wrong.append(name)
+                wrong.append(name)  # noqa: PERF401
 
     threads = [threading.Thread(target=work, args=(name,)) for name in expected]
     for thread in threads:

@@ -181,7 +181,7 @@ def test_claims_of_activations_hold_on_random_inputs(name):
 
 
 @pytest.mark.parametrize(
-    "call, claim",
+    ("call", "claim"),
     [
         (lambda x: (torch.nn.functional.hardtanh, (x, -3.0, -0.5)), "keeps_sign"),
         (lambda x: (torch.lerp, (x, x, 2.0)), "keeps_sign"),

@@ -287,7 +287,7 @@ IMAGE_ROUTING: dict[str, Callable] = {
 CASES = [(name, f, X) for name, f in ROUTING.items()] + [(name, f, IMAGE) for name, f in IMAGE_ROUTING.items()]
 
 
-@pytest.mark.parametrize("f, x", [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(("f", "x"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_values_that_only_move_take_their_relevance_along(f, x):
     (R,), out = explain(f, x)
     close(R, transposed(f, x, seed_like(out)))
@@ -773,7 +773,9 @@ def written(buffer: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return buffer
 
 
-@pytest.mark.parametrize("name, k", [(name, k) for name, (_, forms) in SPELLINGS.items() for k in range(1, len(forms))])
+@pytest.mark.parametrize(
+    ("name", "k"), [(name, k) for name, (_, forms) in SPELLINGS.items() for k in range(1, len(forms))]
+)
 def test_every_spelling_gives_the_same_map(name, k):
     x, forms = SPELLINGS[name]
     (expected,), out = explain(forms[0], x)

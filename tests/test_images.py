@@ -158,8 +158,7 @@ def _expected(size, box):
     y = top + (bottom - top) * np.array([8, 16]) / 64
     x = left + (right - left) * np.array([40, 56]) / 64
     rows, columns = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
-    inside = ((rows > min(y)) & (rows < max(y)))[:, None] & ((columns > min(x)) & (columns < max(x)))[None]
-    return inside
+    return ((rows > min(y)) & (rows < max(y)))[:, None] & ((columns > min(x)) & (columns < max(x)))[None]
 
 
 def _edges_aside(mask):

@@ -86,7 +86,7 @@ print(shell.find_line_magic("saliency") is not None)
 
 
 @pytest.mark.parametrize(
-    "line, cell, match",
+    ("line", "cell", "match"),
     [
         ("model", None, "needs a model and an image"),
         ("model image", "images[0]", "one too many"),

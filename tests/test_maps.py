@@ -207,7 +207,7 @@ def test_a_rule_object_has_a_place_in_the_selector(demo):
 
 
 @pytest.mark.parametrize(
-    "options, error",
+    ("options", "error"),
     [
         ({"methods": ("lpr",)}, UnknownNameError),
         ({"composite": "epsilonplus"}, UnknownNameError),

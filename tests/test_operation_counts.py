@@ -130,7 +130,7 @@ class Allocating(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("composite, each", [("epsilon", 2), ("epsilon_plus", 2)])
+@pytest.mark.parametrize(("composite", "each"), [("epsilon", 2), ("epsilon_plus", 2)])
 @pytest.mark.parametrize("norm", [False, True], ids=["conv-relu", "conv-bn-relu"])
 def test_a_layer_makes_as_few_tensors_as_it_can(norm, composite, each):
     """One for the denominators, which becomes R / z, and one for the relevance of the input."""

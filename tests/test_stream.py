@@ -74,7 +74,7 @@ def test_items_are_what_tensorwatch_draws():
     assert items[1].title.startswith("b ") and items[3].title.startswith("c ")
     for item in items:
         assert item.images[0].shape == (3, 16, 16) and item.images[0].dtype == np.float32
-        assert 0 <= item.images[0].min() and item.images[0].max() <= 1
+        assert item.images[0].min() >= 0 and item.images[0].max() <= 1
     np.testing.assert_allclose(items[0].images[0] * 255, PICTURES[0].transpose(2, 0, 1), atol=1e-3)
     assert np.abs(items[1].images[0] - items[0].images[0]).max() > 0.05
 
@@ -159,7 +159,7 @@ def test_file_stream_is_read_by_a_late_viewer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "call, match",
+    ("call", "match"),
     [
         (lambda: logger(small_model(), tensorwatch.Stream(), every=0), "every=0"),
         (lambda: logger(small_model(), tensorwatch.Stream(), labels=[1]), "1 labels were given for 2 images"),

@@ -60,7 +60,7 @@ def test_a_series_without_relevance_can_be_drawn():
 
 
 @pytest.mark.parametrize(
-    "series, relevance, options",
+    ("series", "relevance", "options"),
     [
         (np.zeros(5), np.zeros(6), {}),
         (np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), {}),

@@ -618,7 +618,7 @@ def test_convolution_geometry(name):
     close(explain(layer, x, seed=R, rule=ZPLUS), reference.relevance("z_plus", layer, x, R, 1e-13))
 
 
-@pytest.mark.parametrize("kernel,stride,padding", [(2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 2, 1)])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 1, 1), (3, 2, 0), (3, 2, 1)])
 @pytest.mark.parametrize("indices", [False, True])
 def test_max_pool_windows_and_indices(kernel, stride, padding, indices):
     """The winner of each window takes its relevance; a winner of several windows collects."""

@@ -138,7 +138,7 @@ def test_nan_is_shown_as_zero_with_a_warning():
 
 
 @pytest.mark.parametrize(
-    "name, options",
+    ("name", "options"),
     [("method", {"selected": ("lpr",)}), ("layer", {"layer": "blok.0"}), ("colour map", {"cmap": "RdBu_rr"})],
 )
 def test_unknown_names_are_refused_with_a_hint(name, options):

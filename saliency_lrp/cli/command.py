@@ -78,7 +78,8 @@ def how_to_go_on(options: argparse.Namespace, batch: bool) -> str:
 def run(options: argparse.Namespace, command: str) -> None:
     """Explain what the options ask for, write it, and print the numbers."""
     if options.demo and not options.images and photographs.is_installed():
-        return run_photographs(options, command)
+        run_photographs(options, command)
+        return
     subjects = find_subjects(options)
     methods = find_methods(options.method or DEFAULT_METHODS, options.composite)
     device = find_device(options.device)

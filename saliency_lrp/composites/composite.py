@@ -163,9 +163,11 @@ class Composite:
     def explain(self, trace: Any) -> str:
         """Which rule each site of a trace gets, as text, in execution order."""
         lines = [f"{'#':>4}  {'module':<32} {'op':<20} {'kind':<14} rule"]
-        for site in trace.sites:
-            if not site.superseded:
-                lines.append(f"{site.index:>4}  {site.path:<32} {site.op:<20} {site.kind:<14} {self.rule_for(site)!r}")
+        lines += [
+            f"{site.index:>4}  {site.path:<32} {site.op:<20} {site.kind:<14} {self.rule_for(site)!r}"
+            for site in trace.sites
+            if not site.superseded
+        ]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -123,7 +123,7 @@ class Items:
             if self.names is not None:
                 return identity.digest(self.source[k].read_bytes())
             first, again = (identity.of(self.source[k]) for _ in range(2))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a user's code, which may fail in any way
             return type(error).__name__
         return first if first == again else "another one each time"
 

@@ -260,7 +260,7 @@ class Job:
             x = x.to(parameter.device, parameter.dtype if x.is_floating_point() else x.dtype)
         # rules are bound in the forward pass where only the input's relevance is wanted: faster, in less memory
         trace = self.propagator.trace(x) if options.layers else self.propagator.bound_trace(x)
-        whys = {k: OUTPUT_NOT_FINITE for k in not_finite(trace.output, options.targets, len(values))}
+        whys = dict.fromkeys(not_finite(trace.output, options.targets, len(values)), OUTPUT_NOT_FINITE)
         found = []
         for k, asked in enumerate(options.targets if not whys else ()):
             target = label_indices(labels) if asked == "label" else asked

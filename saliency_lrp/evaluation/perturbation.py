@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -95,7 +96,7 @@ def morf_lerf(
     if infill not in INFILLS:
         raise unknown_name("infill", infill, INFILLS)
     counts = (0, *removed, GRID * GRID)
-    if any(a >= b for a, b in zip(counts, counts[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(counts)):
         raise InputError(f"removed= should rise, between 0 and {GRID * GRID}; got {list(removed)}")
     model, inputs, targets = asked(model, inputs, targets)
     relevance = torch.as_tensor(maps_of(maps, model, inputs, targets), device=inputs.device)

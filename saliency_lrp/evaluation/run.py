@@ -80,7 +80,7 @@ def evaluate(
                 task.maps = maps_of(method, model, inputs, targets, seed)
                 if task.explain is not None:
                     result.seconds[label] = (time.perf_counter() - start) / len(inputs)
-            except Exception as error:  # any method may fail in any way; the finished ones must not be lost
+            except Exception as error:  # noqa: BLE001  # any method may fail in any way; the finished ones must not be lost
                 result.errors[label] = f"{type(error).__name__}: {error}"
                 bar.update(1 + len(chosen))
                 continue
@@ -101,7 +101,7 @@ def _measure(result: Evaluation, label: str, metric: Metric, task: Task) -> None
             result.scores[label][metric.name] = metric.compute(task)
     except ImportError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # as above: any metric
         result.errors[f"{label} / {metric.name}"] = f"{type(error).__name__}: {error}"
 
 

@@ -24,7 +24,7 @@ def opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
     func = getattr(func, "__wrapped__", func)
     if not isinstance(func, FunctionType) or not any(g in func.__code__.co_names for g in GUARDS):
         return None
-    scope = {**func.__globals__, **{guard: _never for guard in GUARDS}}
+    scope = {**func.__globals__, **dict.fromkeys(GUARDS, _never)}
     copy = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy

@@ -329,7 +329,7 @@ def iter_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tens
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, (tuple, list)):  # noqa: UP038  # a union is slower, and this is asked of every call
+        elif isinstance(value, (tuple, list)):  # a union is slower, and this is asked of every call
             for v in value:
                 if isinstance(v, Tensor):
                     yield v

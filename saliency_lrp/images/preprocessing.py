@@ -91,7 +91,7 @@ class Preprocessing:
 def _crop_start(side: int, want: int) -> int:
     if want > side:
         return -((want - side) // 2)
-    return int(round((side - want) / 2.0))
+    return round((side - want) / 2.0)
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> Tensor:

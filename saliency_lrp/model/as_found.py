@@ -85,7 +85,7 @@ class Frame:
         while self._steps:
             try:
                 self._steps[-1]()
-            except Exception as error:  # the other steps are undone all the same
+            except Exception as error:  # noqa: BLE001  # the other steps are undone all the same
                 failed = error
             self._steps.pop()
         self._thread.restore()
@@ -112,7 +112,7 @@ def mend() -> None:
     for frame, (thread, owner) in list(_open.items()):
         if owner is not None and not is_running(thread, owner):
             with contextlib.suppress(Exception):
-                frame._undo()
+                frame._undo()  # noqa: SLF001  # a frame of this module
 
 
 def is_running(thread: int, frame: FrameType) -> bool:

@@ -98,6 +98,6 @@ def holds(value: Any, made: Callable[[Tensor], bool]) -> bool:
         return made(value)
     if isinstance(value, dict):
         value = value.values()
-    elif not isinstance(value, (list, tuple)):  # noqa: UP038  # a union is slower, and this is asked of all attributes
+    elif not isinstance(value, (list, tuple)):  # a union is slower, and this is asked of all attributes
         return False
     return any(holds(v, made) for v in value)

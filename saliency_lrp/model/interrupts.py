@@ -55,7 +55,7 @@ def deliver() -> None:
         handler, number = _waiting.pop(0)
         try:
             handler(number, sys._getframe(1))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised below, when all are handled
             raised = raised or error
     if raised is not None:
         raise raised

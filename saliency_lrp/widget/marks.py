@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def outline(mask: np.ndarray) -> str:
     """The outline of a mask along the edges of its pixels, as an SVG path: M, H and V with numbers only."""
     inside = np.pad(mask, 1)
     parts = []
-    for top, (above, below) in enumerate(zip(inside[:-1], inside[1:], strict=True)):
+    for top, (above, below) in enumerate(itertools.pairwise(inside)):
         parts += [f"M{start} {top}H{stop}" for start, stop in _runs((above != below)[1:-1])]
     for left, (before, after) in enumerate(zip(inside.T[:-1], inside.T[1:], strict=True)):
         parts += [f"M{left} {start}V{stop}" for start, stop in _runs((before != after)[1:-1])]

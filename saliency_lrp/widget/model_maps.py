@@ -145,7 +145,7 @@ class ModelMaps:
             return found
         for path, calls in trace.calls.items():
             outputs = calls[-1].outputs
-            if not path or len(outputs) != 1 or id(outputs[0].site) in trace._interceptor.folds:
+            if not path or len(outputs) != 1 or trace.is_folded(outputs[0]):
                 continue  # a layer with a batch norm folded into it has the batch norm's relevance
             features = read_feature_map(path, self.model, outputs[0].no_relevance(), self.x)
             if features is not None:

@@ -349,7 +349,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             seconds = time.perf_counter() - start
         except Cancelled:
             self._settle(panel, watch, state="cancelled")
-        except Exception as error:  # shown in the panel: the other methods go on
+        except Exception as error:  # noqa: BLE001  # shown in the panel: the other methods go on
             self._settle(panel, watch, state="failed", warnings=[f"{type(error).__name__}: {error}"])
         else:
             self._publish(panel, watch, found, channels, seconds)
@@ -394,7 +394,7 @@ class SaliencyWidget(anywidget.AnyWidget):
                 "left_out": found.left_out,
                 "pictures": pictures,
             }
-        except Exception as error:  # shown in the panel
+        except Exception as error:  # noqa: BLE001  # shown in the panel
             news = {"state": "failed", "verdict": f"{type(error).__name__}: {error}"}
         self._settle_check(panel, watch, news)
 

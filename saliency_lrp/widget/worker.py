@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from typing import ClassVar
 
 
 class Cancelled(Exception):
@@ -65,7 +66,7 @@ class Watch:
 class Lane:
     """One daemon thread that does jobs in the order given; it starts with the first job and ends when idle."""
 
-    _running: weakref.WeakSet[Lane] = weakref.WeakSet()
+    running: ClassVar[weakref.WeakSet[Lane]] = weakref.WeakSet()
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -81,7 +82,7 @@ class Lane:
             self._jobs.put((job, watch))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                Lane._running.add(self)
+                Lane.running.add(self)
                 self._thread.start()
 
     def _work(self) -> None:
@@ -110,5 +111,5 @@ class Lane:
 @atexit.register
 def _close_lanes() -> None:
     # a daemon thread inside torch while the interpreter is torn down can crash the process
-    for lane in list(Lane._running):
+    for lane in list(Lane.running):
         lane.close()

@@ -23,10 +23,10 @@ from PIL import Image
 
 pytest.importorskip("jupyterlab", reason="jupyterlab is not installed (pip install jupyterlab)")
 
-from saliency_lrp.demo import demo_images, load_demo_model  # noqa: E402
-from saliency_lrp.images import build_input, load_image  # noqa: E402
-from saliency_lrp.propagator import RelevancePropagator  # noqa: E402
-from saliency_lrp.widget import blend  # noqa: E402
+from saliency_lrp.demo import demo_images, load_demo_model
+from saliency_lrp.images import build_input, load_image
+from saliency_lrp.propagator import RelevancePropagator
+from saliency_lrp.widget import blend
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -491,7 +491,7 @@ def test_a_page_loaded_again_finds_the_living_widget(opened):
 
 @pytest.mark.skipif(not SCREENSHOTS, reason="SALIENCY_LRP_SCREENSHOTS names no folder")
 @pytest.mark.parametrize(
-    "name, theme, width",
+    ("name", "theme", "width"),
     [
         ("widget-light", "JupyterLab Light", 1280),
         ("widget-dark", "JupyterLab Dark", 1280),

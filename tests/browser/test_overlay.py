@@ -205,8 +205,8 @@ def test_questions_go_to_the_kernel_and_answers_come_back(opened):
     page.keyboard.press("Enter")
     page.get_by_text("Methods: 2 shown").click()
     page.locator("input[value=grad_x_input]").uncheck()
-    asked = [changes for changes in page.evaluate("sent")]
-    assert [{key: value for key, value in change.items()} for change in asked] == [
+    asked = list(page.evaluate("sent"))
+    assert [dict(change.items()) for change in asked] == [
         {"target": 3},
         {"rule": "gamma"},
         {"target": 11},

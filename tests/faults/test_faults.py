@@ -10,7 +10,7 @@ pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
 if sys.platform != "linux":
     pytest.skip("signals and limits of Linux", allow_module_level=True)
 
-from tests.faults import suite  # noqa: E402
+from tests.faults import suite
 
 #: Kills of jobs and several processes on one store are in test_dataset.py and test_dataset_jobs.py.
 IN_ONE_PROCESS = ("interrupts", "growth", "threads", "memory", "disk")
