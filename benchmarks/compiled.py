@@ -87,7 +87,8 @@ def measure(name: str, batch: int, composite: str, device: str, rounds: int, ind
             fast = torch.compile(graph)
             fast(x, target)
             took = time.perf_counter() - started
-            fast_gradient = torch.compile(make_fx(gradient)(x))
+            with torch.enable_grad():
+                fast_gradient = torch.compile(make_fx(gradient)(x))
             ways |= {"inductor": lambda: fast(x, target), "compiled gradient": lambda: fast_gradient(x)}
         with torch.enable_grad():
             found = median_ratios(ways, device, rounds)

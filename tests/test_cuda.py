@@ -78,7 +78,8 @@ def test_nothing_waits_for_the_device_inside_a_map(composite, monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", watched("backward", grad))
     R = explainer.explain(x, 3)
     monkeypatch.undo()
-    assert passes == ["forward", "backward"]  # once each: in the coefficient form
+    assert passes[0] == "forward" and passes.count("forward") == 1  # in the coefficient form
+    assert passes[1:] and set(passes[1:]) == {"backward"}  # a site may have a small one of its own
     torch.testing.assert_close(R, explainer.explain(x, 3))
 
 

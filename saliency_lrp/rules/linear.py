@@ -456,7 +456,9 @@ class ZBox(LinearRule):
     @staticmethod
     def bound(value: float | Tensor, a: Tensor) -> Tensor:
         """``value`` as a tensor of the input's shape."""
-        value = torch.as_tensor(value, dtype=a.dtype, device=a.device)
+        if not isinstance(value, Tensor):
+            return a.new_full((), float(value)).expand(a.shape)  # filled where it is: nothing waits for a GPU
+        value = value.to(a)
         if value.dim() == a.dim() and value.shape[0] > a.shape[0]:
             value = value[: a.shape[0]]
         try:
