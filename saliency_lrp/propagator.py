@@ -534,6 +534,8 @@ class Trace:
         ----------
         targets : sequence
             Each as in :meth:`relevance`.
+        seed, composite
+            As in :meth:`relevance`.
         batched : bool
             All targets in one backward pass (K times its memory), or one after the other.
         """
@@ -565,6 +567,8 @@ class Trace:
         ----------
         name : str or sequence of str
             Dotted path as in ``model.named_modules()``. With several, a dict from name to relevance, from one pass.
+        target, seed, composite
+            As in :meth:`relevance`.
         which : {"output", "input"}
             Where to read it.
         call : int

@@ -125,6 +125,8 @@ def unmatched(selector: Selector, paths: Iterable[str], modules: Iterable[Any]) 
 
     Parameters
     ----------
+    selector : Selector
+        As a row of a composite has it.
     paths : iterable of str
         Paths of the modules that ran.
     modules : iterable of torch.nn.Module

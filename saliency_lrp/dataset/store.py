@@ -76,6 +76,10 @@ class Store:
             Shape of one item's relevance, by name of its array.
         shape : tuple of int
             Shape of one item.
+        names : list of str or None
+            Names of the items; None where they have none.
+        device : torch.device
+            Where the job's model was when the arrays were made.
         """
         making = self.out.with_name(f"{self.out.name}.{uuid.uuid4().hex}.making")
         self.out.parent.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,10 @@ def mask_of(part: Any, shape: torch.Size, name: str) -> Mask:
     part : sequence of int, Tensor or callable
         Channel indices (axis 1; the last axis of (items, tokens, features)), a mask that broadcasts to the output, or
         a function of the relevance.
+    shape : torch.Size
+        Of the output.
+    name : str
+        The module's path, for errors.
 
     Raises
     ------
@@ -130,6 +134,10 @@ def down_to_the_last(
     ----------
     outputs, relevance
         Where relevance starts at the model's output.
+    gates : sequence of Gate
+        The conditioned modules.
+    places : sequence of GradientEdge
+        Where else relevance is read.
     handles : list
         Takes what undoes the masks, which stay for the pass that starts here.
     """

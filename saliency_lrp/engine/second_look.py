@@ -83,6 +83,12 @@ def places_that_matter(
 
     Parameters
     ----------
+    model : torch.nn.Module
+        What was traced.
+    modules : iterable of torch.nn.Module
+        All of its modules.
+    arguments : Arguments
+        What it was called with.
     exits : dict
         By their number among all calls of such functions in the traced forward.
     names : callable

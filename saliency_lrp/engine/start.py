@@ -404,6 +404,10 @@ def hidden_seed(values: Tensor, index: Any, seed: Any, name: str) -> Tensor:
         (N, ...), the module's output.
     index : None, int, slice or tuple of those
         Which neurons of each item: ``(channel, y, x)``, ``(token, feature)``, a channel alone; None for all.
+    seed : str, Tensor or callable
+        How much relevance starts there.
+    name : str
+        The module's path, for errors.
     """
     given = given_seed(seed, values)
     start = whole_seed(values, seed, "a module's output has none") if given is None else given

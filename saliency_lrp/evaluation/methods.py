@@ -59,7 +59,9 @@ def quantus_explain_func(
     Parameters
     ----------
     model : torch.nn.Module
+        What is explained.
     inputs : ndarray or Tensor, shape (N, C, ...)
+        What it is given.
     targets : ndarray, Tensor or int
         Classes.
     method : str, Composite or Rule

@@ -63,6 +63,7 @@ def morf_lerf(
     model : torch.nn.Module
         A classifier; left as it was.
     inputs : Tensor, shape (N, C, H, W)
+        Images, as the model takes them.
     targets : None, int, sequence of int or Tensor
         The class of each; None for the highest score.
     maps : Tensor or ndarray, shape (N, 1 or C, H, W); or a method

@@ -24,8 +24,13 @@ def compose_grids(classes: Tensor, size: int = 2, count: int | None = None, seed
     Parameters
     ----------
     classes : Tensor, shape (N,)
+        The class of each image.
+    size : int
+        How many images stand in a row, at least 2.
     count : int, optional
         How many grids; by default as many as use every image about once.
+    seed : int
+        Of the draw.
 
     Returns
     -------

@@ -47,6 +47,7 @@ def samples_per_pass(model: nn.Module, x: Tensor, run: Callable[[Tensor], object
     Parameters
     ----------
     model : torch.nn.Module
+        What is run.
     x : Tensor
         (N, ...) input; `run` is called once on it, without gradients.
     run : callable

@@ -175,6 +175,7 @@ def windowed(raw: Any, window: Any) -> Any:
     Parameters
     ----------
     raw : PIL image, numpy.ndarray, path or Tensor
+        The image.
     window : (float, float)
         What becomes 0 and what becomes 1; beyond, values are cut off.
 

@@ -246,7 +246,9 @@ def build_input(
     Parameters
     ----------
     model : torch.nn.Module
+        Whose input it is.
     image : RawImage
+        The image as it was given.
     transform : callable, optional
         From a PIL image to the model's tensor, or an image processor (see :mod:`saliency_lrp.images.transforms`);
         default: :func:`preprocessing_of` the model.

@@ -50,6 +50,7 @@ def free(written: Iterable[Tensor], modules: Iterable[nn.Module], before: Mappin
     written : iterable of Tensor
         Those that were written into, as far as it is known.
     modules : iterable of torch.nn.Module
+        All of the model's.
     before : mapping, optional
         What :func:`with_graphs` said before the forward: all that has a graph now and had none then was made by it.
         Without, only tensors of a trace, which carry its tag.
