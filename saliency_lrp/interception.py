@@ -26,6 +26,7 @@ from .engine.reference import ReferenceForm
 from .engine.second_look import LEAVES_GRAPH, Exit
 from .errors import InputError
 from .functions import HANDLERS, custom, facts
+from .functions.by_hand import can_be_normed
 from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
 from .functions.rectifiers import rectified, remember_sources
@@ -336,6 +337,7 @@ class Interceptor(TorchFunctionMode):
             if result is not t and isinstance(result, Tensor) and result.requires_grad:
                 tag = Tag(self.token, None, before.gate, before.nonnegative, before.depth)
                 tag.final = before.final
+                tag.may_be_normed = can_be_normed(before)
                 self.tag(result, tag)
         return out
 
@@ -458,6 +460,7 @@ class Interceptor(TorchFunctionMode):
         gate, nonnegative = call.gate(), call.nonnegative()
         tags = [getattr(a, TAG) for a in call.activations]
         depth, final = max((t.depth for t in tags), default=0), all(t.final for t in tags)
+        normed = bool(tags) and all(can_be_normed(t) for t in tags)
         written = (call.args[0],) if call.inplace else ()
         if written:
             self.wrote(call.args[0], depth)
@@ -467,6 +470,7 @@ class Interceptor(TorchFunctionMode):
                     mark(t, self.token, depth)
                 tag = Tag(self.token, None, gate, nonnegative, depth)
                 tag.final = final
+                tag.may_be_normed = normed
                 self.tag(t, tag)
         return out
 

@@ -188,6 +188,9 @@ OTHER_WAYS = {
     "support saved tensor hooks": "no_copies",
 }
 
+#: What autograd says of a tensor that it kept and that was written into, or given back to the model without its graph.
+WRITTEN_OVER = ("modified by an inplace operation", "detached in-place")
+
 
 def in_either_form(explain: Callable[..., Any]) -> Callable[..., Any]:
     """Explanations that a bound trace makes as it is, where it has coefficients; else it is recorded once more."""
@@ -206,7 +209,7 @@ def in_either_form(explain: Callable[..., Any]) -> Callable[..., Any]:
                 except NoCoefficient as reason:
                     why = str(reason)
                 except RuntimeError as error:
-                    if "modified by an inplace operation" not in str(error):
+                    if not any(refusal in str(error) for refusal in WRITTEN_OVER):
                         raise
                     why = str(error)
                 if why != ON_ZERO:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..rules.arithmetic import working
 from . import facts
-from .call import GATE, Call, Slot, tag_of
+from .call import GATE, Call, Slot, Tag, tag_of
 from .facts import number
 from .linear import Affine, Convolution, Dense, Diagonal, LinearSite, folded, linear_node
 from .pointwise import ActivationSite
@@ -188,6 +188,8 @@ def as_vector(constant: Any, x: Tensor) -> tuple[Any, int | None] | None:
         return (constant, None) if isinstance(constant, int | float) else None
     if constant.is_complex() or not constant.is_floating_point() or constant.dim() > x.dim():
         return None
+    # what a vector was expanded along does not count
+    constant = constant[tuple(slice(1) if step == 0 else slice(None) for step in constant.stride())]
     long = [k - constant.dim() for k, n in enumerate(constant.shape) if n != 1]
     if len(long) > 1 or (long and constant.shape[long[0]] != x.shape[long[0]]):
         return None
@@ -210,6 +212,11 @@ def channels_of(x: Tensor) -> Channels | None:
         return None
     # what was divided by statistics of its own is a layer norm, and its gain and shift are
     return Channels(x, x._version) if tag.may_be_normed else None
+
+
+def can_be_normed(tag: Tag) -> bool:
+    """Whether a batch norm may follow: after a layer, an activation, a sum, or values of those that were moved."""
+    return tag.may_be_normed or isinstance(tag.site, Dense | Convolution | Diagonal)
 
 
 def may_be_normed(out: Any) -> Any:
@@ -244,12 +251,16 @@ def batch_norm_by_hand(call: Call, x: Tensor, chain: Channels) -> Any:
         return None
     if chain.layer is not None:
         return into_the_layer(call, x, chain, chain.layer)
-    if not (chain.scales and x.dim() > 2 and chain.axis == 1 - x.dim()):
+    if not (chain.scales and chain.axis == 1 - x.dim()):
         return None
     if chain.source is None or chain.source._version != chain.version:
         return None
-    affine = ByHand(x.shape[1], chain, x)
-    return linear_node(call, Diagonal(call, affine, channel_axis=1 - x.dim()), chain.source)
+    site = Diagonal(call, ByHand(x.shape[1], chain, x), channel_axis=1 - x.dim())
+    last = tag_of(x)
+    if last is not None and isinstance(last.site, Diagonal) and isinstance(last.site.own, ByHand):
+        last.site.superseded = True  # the same batch norm, as far as it had been read: they count once
+        site.rank = last.site.rank
+    return linear_node(call, site, chain.source)
 
 
 def into_the_layer(call: Call, x: Tensor, chain: Channels, layer: LinearSite) -> Any:

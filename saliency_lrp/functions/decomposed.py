@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .call import Tag
+from .call import PLAIN, Tag
 from .site import Site, as_reals, from_reals
 
 
@@ -20,6 +21,9 @@ class DecomposedSite(Site):
     """
 
     keeps_output = False
+
+    #: of each operand, where it is known: how much it looks like a gate, and whether it is never negative
+    looks: Sequence[tuple[int, bool]] = ()
 
     def expand(self, *operands: Tensor) -> Any:
         """The same computation in torch code; returns as many tensors as the original."""
@@ -38,7 +42,11 @@ class DecomposedSite(Site):
         interceptor = self.binding.intercept(self)
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [t.detach().requires_grad_(True) for t in self.as_called(self.every_operand())]
-            carried = [interceptor.tag(leaf.clone(), Tag(interceptor.token)) for leaf in leaves]
+            looks = self.looks or [(PLAIN, False)] * len(leaves)
+            carried = [
+                interceptor.tag(leaf.clone(), Tag(interceptor.token, None, *look))
+                for leaf, look in zip(leaves, looks, strict=True)
+            ]
             with interceptor:
                 outputs = self.expand(*carried)
         return self.backward_through(outputs, R, leaves)

@@ -202,6 +202,8 @@ def einsum(call: Call) -> Any:
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
     active = [k for k, o in enumerate(operands) if call.is_activation(o)]
+    if len(operands) == 2 and (axes := axes_of_a_product(equation, operands)) is not None:
+        return call.reroute(multiplied, operands, axes)
     if len(active) > 1:
         factors = [operands[k] for k in active]
         gates = gates_of(*factors) if len(factors) == 2 else frozenset()
@@ -223,6 +225,41 @@ def einsum(call: Call) -> Any:
 
     site = GenericLinear(call, operands[first], run, axes_of_others(equation, k))
     return linear_node(call, site, operands[k])
+
+
+#: The axes of an einsum's operands and of its result: letters, and places from the end of what ``...`` stands for.
+Axes = list[list[str | int]]
+
+
+def axes_of_a_product(equation: Any, operands: Sequence[Tensor]) -> Axes | None:
+    """The axes of an einsum that sums over nothing: it multiplies element by element; None for any other."""
+    if not isinstance(equation, str) or "->" not in equation:
+        return None
+    terms, result = equation.replace(" ", "").split("->")
+    own = [axes_of(term, t.dim()) for term, t in zip(terms.split(","), operands, strict=True)]
+    dots = max((sum(isinstance(a, int) for a in axes) for axes in own), default=0)
+    target = axes_of(result, len(result.replace("...", "")) + dots)
+    repeats = any(len(set(axes)) != len(axes) for axes in (*own, target))
+    return None if repeats or any(not set(axes) <= set(target) for axes in own) else [*own, target]
+
+
+def axes_of(term: str, dim: int) -> list[str | int]:
+    """The axes that a term of an einsum names."""
+    head, dots, tail = term.partition("...")
+    return [*head, *(range(len(head) + len(tail) - dim, 0) if dots else ()), *tail]
+
+
+def multiplied(operands: Sequence[Tensor], axes: Axes) -> Tensor:
+    """The product of operands whose axes are put in the order of the result's."""
+    *own, target = axes
+    x, y = (t if a == target else ordered(t, a, target) for t, a in zip(operands, own, strict=True))
+    return x * y
+
+
+def ordered(t: Tensor, axes: list[str | int], target: list[str | int]) -> Tensor:
+    """A tensor with its axes in the order of others', of length 1 where it has none."""
+    moved = t.permute([axes.index(k) for k in target if k in axes])
+    return moved[tuple(slice(None) if k in axes else None for k in target)]
 
 
 def axes_of_others(equation: Any, k: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from .call import Call, tag_of
 SPELLINGS = frozenset(
     "maximum fmax max minimum fmin where mul multiply __rmul__ div divide true_divide add __radd__ sub subtract rsub "
     "__rsub__ neg negative masked_fill __setitem__ index_put clamp clip clamp_min leaky_relu prelu threshold "
-    "hardtanh heaviside copysign lerp addcmul".split()
+    "hardtanh heaviside copysign lerp addcmul amax amin stack".split()
 )
 
 #: Where a tensor keeps what it was made of.

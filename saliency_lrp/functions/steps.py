@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import Call
+from .call import PLAIN, Call, tag_of
 from .decomposed import DecomposedSite
 from .registry import kind
 from .site import Site, fill
@@ -139,6 +139,11 @@ class StepsSite(DecomposedSite):
     """A call whose relevance takes the way through :data:`STEPS`."""
 
     kind = "steps"
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        tags = [tag_of(t) for t in call.activations]
+        self.looks = [(PLAIN, False) if tag is None else (tag.gate, tag.nonnegative) for tag in tags]
 
     def expand(self, *inputs: Tensor) -> Any:
         values = list(inputs)
