@@ -44,6 +44,11 @@ item = demo_images(3, seed=3)[2]
 widget = compare_saliency(model, item.image, methods=("lrp", "grad_x_input", "occlusion", "gradcam"),
                           composite="epsilon_plus", wait=None)
 widget"""
+PHOTOGRAPH = """\
+from saliency_lrp import compare_saliency
+from saliency_lrp.photographs import load_photo_model, photographs
+
+compare_saliency(load_photo_model(), photographs()[0].image.resize((224, 224)), layer="_blocks.10", wait=None)"""
 NO_NEWS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 
 
@@ -513,6 +518,23 @@ def test_screenshots(browser, lab, name, theme, width):
     path = pathlib.Path(SCREENSHOTS) / f"{name}.png"
     notebook.page.locator(".saliency").screenshot(path=path)
     Image.open(path).convert("RGB").save(path, optimize=True)
+    notebook.context.close()
+
+
+@pytest.mark.skipif(not SCREENSHOTS, reason="SALIENCY_LRP_SCREENSHOTS names no folder")
+def test_screenshot_of_a_photograph(browser, lab):
+    """For notebook 04; needs the extra ``demo``."""
+    notebook = Lab(browser, lab, "photograph.ipynb", [PHOTOGRAPH], 1280)
+    notebook.page.set_viewport_size({"width": 1280, "height": 1500})  # the whole widget is in view
+    if notebook.page.locator("#jp-left-stack").is_visible():
+        notebook.command("application:toggle-left-area")
+    notebook.run()
+    notebook.page.wait_for_selector("[data-panel=grad_x_input][data-state=done]", timeout=60000)
+    notebook.page.wait_for_timeout(4000)  # the layer's map and its channels
+    path = pathlib.Path(SCREENSHOTS) / "widget-photograph.png"
+    notebook.page.locator(".saliency").screenshot(path=path)
+    Image.open(path).convert("RGB").save(path.with_suffix(".jpg"), quality=88)
+    path.unlink()
     notebook.context.close()
 
 
