@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -67,3 +68,9 @@ def test_links_between_notebooks_lead_somewhere() -> None:
             if cell.cell_type == "markdown":
                 for target in re.findall(r"\]\(([^)#:]+)\)", cell.source):
                     assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_each_notebook_ends_by_leading_to_the_next() -> None:
+    for path, following in itertools.pairwise(NOTEBOOKS):
+        last = nbformat.read(path, 4).cells[-1].source.splitlines()[-1]
+        assert last.startswith("Next: ") and f"]({following.name})" in last, f"{path.name} ends with {last!r}"
