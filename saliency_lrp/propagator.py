@@ -212,7 +212,7 @@ def in_either_form(explain: Callable[..., Any]) -> Callable[..., Any]:
                     if not any(refusal in str(error) for refusal in WRITTEN_OVER):
                         raise
                     why = str(error)
-                if why != ON_ZERO:
+                if why not in (ON_ZERO, NOT_FINITE):
                     self.when_unbound(why)
             else:
                 why = "more was asked for than maps by the composite that was bound"
@@ -235,6 +235,14 @@ def in_reference_form(explain: Callable[..., Any]) -> Callable[..., Any]:
 
 #: Why a seed may have no coefficient, whatever the model.
 ON_ZERO = "relevance starts at an output that is 0"
+
+#: A factor that is no number takes the relevance of what it multiplied along, also where that is 0.
+NOT_FINITE = "a coefficient is no number"
+
+
+def are_finite(values: Iterable[Tensor | None]) -> bool:
+    """Whether every number of every tensor is finite."""
+    return all(bool(torch.isfinite(v).all()) for v in values if v is not None)
 
 
 def as_coefficient(R: Tensor, out: Tensor) -> Tensor:
@@ -825,6 +833,8 @@ class Trace:
                         allow_unused=True,
                         is_grads_batched=several,
                     )
+                if self.bound and holds(lambda: not are_finite(values), unknown=False):
+                    raise NoCoefficient(NOT_FINITE)
                 self._unknown = list(self.binding.unknown_sites.values())
                 found = [self._at_arguments(values[: len(leaves)], k if several else None) for k in range(len(starts))]
                 if kept is not None:

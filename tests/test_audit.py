@@ -90,7 +90,8 @@ def test_what_cannot_be_seen_is_named_with_its_module(name):
     trace = traced(model, x)
     assert torch.equal(trace.output, want)
     trace.relevance(0)
-    (warning,) = trace.report().warnings
+    # a call whose arguments were written into unseen may be found not to close, besides
+    (warning,) = [w for w in trace.report().warnings if "no call can be seen" in w]
     assert operations in warning or "a graph of TorchScript" in warning
     assert "'block'" in warning
     with pytest.raises(InputError, match="cannot|can be seen"):
