@@ -87,18 +87,20 @@ def test_a_buffer_that_was_filled_can_be_read_by_any_function(read: str) -> None
 
 
 class Squeezed(nn.Module):
-    """Squeeze and excitation: ``join`` weighs channels by a sigmoid."""
+    """Squeeze and excitation: ``join`` weighs channels by a sigmoid, or what ``gate`` is set to."""
+
+    gate: Spelling
 
     def __init__(self, join: Spelling) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.join = join
+        self.join, self.gate = join, torch.sigmoid
         self.c, self.s, self.h = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 4), nn.Linear(4, 3)
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.c(x).relu()
-        gate = torch.sigmoid(self.s(z.mean((2, 3))))
+        gate = self.gate(self.s(z.mean((2, 3))))
         return self.h(self.join(z, gate).mean((2, 3)))
 
 
@@ -119,6 +121,31 @@ def test_a_gate_weighs_by_any_product(join: str, composite: str) -> None:
     x = torch.randn(2, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plain, spelled = Squeezed(lambda z, g: z * g[:, :, None, None]), Squeezed(WEIGHED[join])
     close(both_forms(spelled, x, composite), both_forms(plain, x, composite)[0])
+
+
+HARD: dict[str, Spelling] = {
+    "maximum, minimum": lambda x: torch.minimum(torch.maximum(x + 3, torch.tensor(0.0)), torch.tensor(6.0)) / 6,
+    "minimum, maximum": lambda x: torch.maximum(torch.tensor(0.0), torch.minimum(x / 6 + 0.5, torch.tensor(1.0))),
+    "fmax, fmin": lambda x: torch.fmin(torch.fmax(x + 3, torch.tensor(0.0)), torch.tensor(6.0)) * (1 / 6),
+    "max, clamp_max": lambda x: torch.max(x + 3, torch.tensor(0.0)).clamp_max(6) / 6,
+    "relu, minimum": lambda x: torch.minimum(F.relu(3 + x), torch.tensor(6.0)) / 6,
+}
+
+
+@pytest.mark.parametrize("composite", ["auto", "epsilon", "cp_lrp"])
+@pytest.mark.parametrize("gate", HARD)
+def test_a_hard_sigmoid_by_the_larger_and_the_smaller(gate: str, composite: str) -> None:
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plain, spelled = Squeezed(lambda z, g: z * g[:, :, None, None]), Squeezed(lambda z, g: z * g[:, :, None, None])
+    plain.gate, spelled.gate = F.hardsigmoid, HARD[gate]
+    close(both_forms(spelled, x, composite), both_forms(plain, x, composite)[0])
+
+
+def test_the_number_beside_max_is_an_axis() -> None:
+    x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model = Middle(lambda v: torch.min(torch.max(v.view(-1, 8, 1) + VECTOR[:2], 2)[0], 1)[0][:, None].sigmoid() * v)
+    plain = Middle(lambda v: (v.view(-1, 8, 1) + VECTOR[:2]).amax(2).amin(1)[:, None].sigmoid() * v)
+    close(both_forms(model, x), both_forms(plain, x)[0])
 
 
 PRODUCTS: dict[str, tuple[Spelling, Spelling]] = {

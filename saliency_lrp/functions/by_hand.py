@@ -97,11 +97,34 @@ def followed(call: Call, x: Tensor, values: Callable[[float], float]) -> Curve:
     return curve_of(x).then(out_of_place(call, x), values)
 
 
+def from_below(limit: float | None) -> tuple[float | None, float]:
+    return limit, math.inf
+
+
+def from_above(limit: float | None) -> tuple[float, float | None]:
+    return -math.inf, limit
+
+
+#: Functions that take the larger or the smaller of two, one of which may be a number: between what they hold values.
+LIMITS: dict[str, Callable[[float | None], tuple[float | None, float | None]]] = {
+    "maximum": from_below,
+    "fmax": from_below,
+    "max": from_below,
+    "minimum": from_above,
+    "fmin": from_above,
+    "min": from_above,
+}
+
+
 def clamped(call: Call, x: Tensor) -> Curve | None:
     """The curve of a call that holds values between numbers; None for any other, and where it can become no gate."""
-    if call.name not in facts.CLAMPS:
+    if call.name in LIMITS:
+        other = call.arg(1, "other") if x is call.arg(0, "input") else call.arg(0, "input")
+        low, high = LIMITS[call.name](number(other) if isinstance(other, Tensor) else None)  # a number is an axis
+    elif call.name in facts.CLAMPS:
+        low, high = facts.bounds(call)
+    else:
         return None
-    low, high = facts.bounds(call)
     if low is None or high is None or not low < curve_of(x).at_zero < high:
         return None
     return followed(call, x, lambda v: min(max(v, low), high))

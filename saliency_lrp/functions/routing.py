@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from . import by_hand
 from .call import Call, Tag, tag_of
 from .registry import kind
 from .site import iter_tensors
@@ -14,6 +15,22 @@ from .site import iter_tensors
 
 @kind("routing")
 def routing(call: Call) -> Any:
+    if call.name in by_hand.LIMITS and len(call.activations) == 1:
+        return limited(call, call.activations[0])
+    return moved(call)
+
+
+def limited(call: Call, x: Tensor) -> Any:
+    """The larger or smaller of an activation and a constant: with a number, perhaps a step of a hard sigmoid."""
+    curve = by_hand.clamped(call, x)
+    if curve is None:
+        return moved(call)
+    out, note = by_hand.spelled(call, x, curve, None)
+    return note(moved(call)) if out is None else out
+
+
+def moved(call: Call) -> Any:
+    """The call as it is, with what is known of its operands known of its results."""
     out = call.native()
     constants = [t for t in call.value_operands() if not call.is_activation(t)]
     call.interceptor.joined.update((t.untyped_storage().data_ptr(), None) for t in constants)
