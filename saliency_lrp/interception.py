@@ -34,7 +34,7 @@ from .functions.registry import LOOKED_UP
 from .functions.routing import constant
 from .functions.site import OUTPUT, Held, Site, iter_tensors
 from .functions.unknown import unknown
-from .model.as_found import calls_seen_by, see_calls_by
+from .model.as_found import calls_seen_by, finish_detours, see_calls_by
 from .model.interrupts import delivering
 from .model.written import TAG, Written
 from .report import Account
@@ -249,7 +249,8 @@ class Interceptor(TorchFunctionMode):
         return super().__enter__()
 
     @delivering
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: Any = None, error: Any = None, traceback: Any = None) -> None:
+        finish_detours(traceback)
         see_calls_by(self._modes_before.pop())
 
     # ------------------------------------------------------------------ every torch call comes through here

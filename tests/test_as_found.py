@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
+import gc
+import inspect
 import os
 import signal
 import subprocess
@@ -419,3 +422,34 @@ def test_sharded_models_are_refused(tmp_path):
     assert len(said) == 6, done.stderr[-2000:]
     assert all("FSDP" in line and "unsharded" in line for line in said[:4])
     assert all("DTensor" in line and "full_tensor" in line for line in said[4:])
+
+
+@pytest.mark.parametrize("form", ["bound_trace", "trace"])
+def test_an_interrupt_on_torchs_way_around_a_mode_leaves_no_interception(form):
+    """Torch takes a mode off by a generator; interrupted there, it would put it back when the traceback goes."""
+    from torch.overrides import _get_current_function_mode_stack, _pop_mode_temporarily
+
+    detour = inspect.unwrap(_pop_mode_temporarily).__code__
+    model, x, met = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(1, 4), []
+
+    def interrupt(frame, event, arg):
+        generator = getattr(frame.f_locals.get("self"), "gen", None)
+        here = frame.f_code.co_name == "__exit__" and getattr(generator, "gi_code", None) is detour
+        if here and event == "call" and not met:
+            met.append(frame.f_code.co_name)
+            raise KeyboardInterrupt
+        return interrupt if here else None
+
+    class Asks(nn.Module):
+        def forward(self, v):
+            return torch.nn.functional.layer_norm(v, v.shape[-1:])  # a function of Python, which asks the modes itself
+
+    model.append(Asks())
+    sys.settrace(interrupt)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            getattr(RelevancePropagator(model), form)(x)
+    finally:
+        sys.settrace(None)
+    gc.collect()
+    assert met and not _get_current_function_mode_stack()

@@ -19,12 +19,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _pop_mode_temporarily, _push_mode
 
 from . import graph_free
 from .interrupts import Shields, deliver, delivering, unbroken
@@ -165,6 +165,23 @@ def calls_seen_by() -> list[Any]:
 
 
 @unbroken
+def finish_detours(traceback: TracebackType | None) -> None:
+    """End what torch began when it took a mode off for one call, in the frames that an interrupt tore down.
+
+    It does so by a generator; one that was left half-way would put the mode back when the traceback is forgotten.
+    """
+    while traceback is not None:
+        manager = traceback.tb_frame.f_locals.get("self")
+        generator = getattr(manager, "gen", None)
+        if getattr(generator, "gi_code", None) is DETOUR:
+            generator.close()
+        traceback = traceback.tb_next
+
+
+#: torch's own way to call something without the innermost mode
+DETOUR = inspect.unwrap(_pop_mode_temporarily).__code__
+
+
 def see_calls_by(modes: list[Any]) -> None:
     """Have these modes see the calls and no others: torch itself takes one off for a while, and may not come back."""
     now = calls_seen_by()
