@@ -119,6 +119,9 @@ class RelevancePropagator:
             constants = kwargs.pop("constants")
         return Trace(self.model, args, kwargs, self.composite, self.unknown, constants, bound)
 
+    def __repr__(self) -> str:
+        return f"<RelevancePropagator of {type(self.model).__name__}, composite {self.composite.name!r}>"
+
     def _remember(self, reason: str) -> None:
         """Next time, go to the reference form at once."""
         self.reference_only = reason
@@ -950,6 +953,11 @@ class Trace:
             *(n.removeprefix("unknown: ") for n in self._interceptor.notes if n.startswith("unknown: ")),
             *self._used.idle_rows(self.calls, self._modules),
         ]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{a.name} {tuple(a.value.shape)}" for a in self._arguments.tensors)
+        form = "bound" if self.bound else f"{len(self.sites)} sites"
+        return f"<Trace of {type(self._model).__name__} on {shapes}: {form}, composite {self.composite.name!r}>"
 
     def warn(self) -> None:
         """Issue :meth:`warnings` as Python warnings."""

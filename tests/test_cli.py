@@ -223,9 +223,10 @@ def test_list_names_everything(capsys):
     from saliency_lrp import list_composites, list_methods
 
     assert cli.main(["--list"]) == 0
-    lines = {line.strip() for line in capsys.readouterr().out.splitlines()}
-    assert set(list_composites()) <= lines
-    assert {name for name in list_methods() if not name.startswith("lrp:")} <= lines
+    told = dict(re.findall(r"(?m)^  (\S+)  +(\S.*)$", capsys.readouterr().out))
+    assert set(list_composites()) <= set(told)
+    assert {name for name in list_methods() if not name.startswith("lrp:")} <= set(told)
+    assert all(len(line) > 8 for line in told.values())
 
 
 def test_help_teaches(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import resource
 import weakref
 
@@ -459,3 +460,13 @@ def test_epsilon_helper_is_the_rule():
     a, w, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]]), torch.tensor([1.0])
     assert epsilon(a, w, b, torch.tensor([[4.0]])).tolist() == [[6.0, -4.0]]  # z = 3 - 2 + 1 = 2
     assert z_plus(a, w, b, torch.tensor([[4.0]])).tolist() == [[3.0, 0.0]]  # z = 3 + 1 = 4
+
+
+def test_what_they_print_says_what_they_are():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(2, 4)
+    propagator = RelevancePropagator(model, "epsilon")
+    assert repr(propagator) == "<RelevancePropagator of Sequential, composite 'epsilon'>"
+    assert re.fullmatch(
+        r"<Trace of Sequential on input \(2, 4\): 2 sites, composite 'epsilon'>", repr(propagator.trace(x))
+    )
+    assert "bound" in repr(propagator.bound_trace(x))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .. import photographs
@@ -174,8 +175,18 @@ def plain_methods() -> list[str]:
 
 
 def print_names() -> None:
-    """Print every method and composite."""
+    """Print every method and composite, with a line about each."""
     from .. import list_composites
+    from ..explainers import registry
 
-    print("methods (--method):", *plain_methods(), sep="\n  ")
-    print("\ncomposites (--composite NAME, or --method lrp:NAME):", *list_composites(), sep="\n  ")
+    methods = {name: (inspect.getdoc(registry.find(name)[0]) or "").partition("\n")[0] for name in plain_methods()}
+    print_table("methods (--method):", methods)
+    print_table("\ncomposites (--composite NAME, or --method lrp:NAME):", list_composites(verbose=True))
+
+
+def print_table(title: str, lines: Mapping[str, str]) -> None:
+    """Print names and what they are, one below the other."""
+    print(title)
+    width = max(map(len, lines))
+    for name, line in lines.items():
+        print(f"  {name:<{width}}  {line}")
