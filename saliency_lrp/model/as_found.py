@@ -173,7 +173,7 @@ def finish_detours(traceback: TracebackType | None) -> None:
     while traceback is not None:
         manager = traceback.tb_frame.f_locals.get("self")
         generator = getattr(manager, "gen", None)
-        if getattr(generator, "gi_code", None) is DETOUR:
+        if generator is not None and getattr(generator, "gi_code", None) is DETOUR:
             generator.close()
         traceback = traceback.tb_next
 
