@@ -241,7 +241,8 @@ def compile(
         What is explained: the highest score of each item, one class, a function of the output, or, for a tensor of
         classes, whatever is given with each call.
     seed : str or Tensor
-        As in ``Trace.relevance``.
+        As in ``Trace.relevance``. In a graph, an output that is exactly 0 hands on nothing, whatever starts there: what
+        the engine does by another form for such values, a graph cannot choose.
     dynamic_batch : bool
         Take batches of any size: a graph is captured for each size when it first comes. Else another size is refused.
 

@@ -920,7 +920,7 @@ class Trace:
             unknown=self._not_understood(),
         )
         report.warnings += not_closed(report.rows)
-        finite = all(bool(torch.isfinite(v).all()) for v in values if v is not None)
+        finite = are_finite(values)
         if not finite:
             worst = next((r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None)
             where = f"; first at {worst.op} of {worst.path!r}" if worst is not None else ""
