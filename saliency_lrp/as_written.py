@@ -23,7 +23,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from .model.as_found import Frame, once
+from .model.as_found import Frame
 
 #: Per thread: what was passed so far, one set for each explanation that is running a model.
 _running = threading.local()
@@ -96,6 +96,7 @@ _STAND_INS: list[tuple[Any, str, Callable[[Any], Any]]] = [
 _lock = threading.RLock()
 _originals: list[tuple[Any, str, Any]] = []
 _holders: set[AsWritten] = set()
+_eagerly: list[Any] = []  # the compiler's stance is one for all threads: the first holder's, put back by the last
 
 
 def _put_in(holder: AsWritten) -> None:
@@ -107,6 +108,9 @@ def _put_in(holder: AsWritten) -> None:
                     _originals.append((owner, name, original))
                     setattr(owner, name, make(original))
         _holders.add(holder)
+        set_stance = getattr(torch.compiler, "set_stance", None)
+        if set_stance is not None and not _eagerly and "torch._dynamo" in sys.modules:  # else nothing was compiled
+            _eagerly.append(set_stance("force_eager"))
 
 
 def _take_out(holder: AsWritten) -> None:
@@ -115,6 +119,9 @@ def _take_out(holder: AsWritten) -> None:
         while not _holders and _originals:
             setattr(*_originals[-1])
             _originals.pop()
+        while not _holders and _eagerly:
+            _eagerly[-1].__exit__(None, None, None)
+            _eagerly.pop()
 
 
 class AsWritten(Frame):
@@ -136,8 +143,3 @@ class AsWritten(Frame):
         self.undoing(lambda: running.__setitem__(slice(None), [p for p in running if p is not self.passed]))
         running.append(self.passed)
         _put_in(self)
-        set_stance = getattr(torch.compiler, "set_stance", None)
-        if set_stance is not None and "torch._dynamo" in sys.modules:  # else nothing can have been compiled
-            stance = set_stance("force_eager")
-            self.undoing(once(lambda: stance.__exit__(None, None, None)))
-            stance.__enter__()

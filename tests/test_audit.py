@@ -7,10 +7,12 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo.eval_frame
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from saliency_lrp.as_written import AsWritten
 from saliency_lrp.errors import InputError
 from saliency_lrp.propagator import RelevancePropagator
 from tests.tiny import EXACT, Net, gradient_times_input, noise
@@ -215,6 +217,17 @@ def test_compiling_goes_on_afterwards():
     assert not runs
     model(x)
     assert runs
+
+
+def test_explanations_that_overlap_leave_the_compilers_stance_alone():
+    stance = torch._dynamo.eval_frame._stance
+    first, second = AsWritten(), AsWritten()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as a thread that began earlier and ends earlier
+    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    second.__exit__(None, None, None)
+    assert torch._dynamo.eval_frame._stance == stance
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
