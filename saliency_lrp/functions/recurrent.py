@@ -26,11 +26,12 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..rules.arithmetic import working
-from .call import Call
+from ..sites.call import Call
+from ..sites.linear import linear_node
+from ..sites.site import Slot, fill
 from .decomposed import DecomposedSite
-from .linear import Dense, linear_node
+from .dense import Dense
 from .registry import handles, kind
-from .site import Slot, fill
 from .sums import AddSite
 
 # ------------------------------------------------------------------------------------------------ steps of a cell
