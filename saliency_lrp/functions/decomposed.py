@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import PLAIN, Tag
-from .site import Site, as_reals, from_reals
+from ..sites.site import Site, as_reals, from_reals
+from ..sites.tag import PLAIN, Tag
 
 
 class DecomposedSite(Site):

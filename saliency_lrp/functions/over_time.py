@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..rules import any_site, linear, product
 from ..rules.arithmetic import divide, measured_over
-from .site import Site
+from ..sites.site import Site
 
 if TYPE_CHECKING:
     from .recurrent import Weights

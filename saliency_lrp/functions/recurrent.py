@@ -26,12 +26,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..rules.arithmetic import working
-from .call import Call, Tag
+from ..sites.call import Call, Tag
+from ..sites.linear import linear_node
+from ..sites.site import Slot, fill
 from .decomposed import DecomposedSite, as_tuple
-from .linear import Dense, linear_node
+from .dense import Dense
 from .over_time import FLOWS, Flow, StateRelevance, StepRules, Steps, relevance_over_time, step_rules
 from .registry import handles, kind
-from .site import Slot, fill
 from .sums import AddSite
 
 # ------------------------------------------------------------------------------------------------ steps of a cell
