@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..rules.arithmetic import working
-from ..sites.call import Call, Tag
+from ..sites.call import Call
 from ..sites.linear import linear_node
 from ..sites.site import Slot, fill
+from ..sites.tag import Tag
 from .decomposed import DecomposedSite, as_tuple
 from .dense import Dense
 from .over_time import FLOWS, Flow, StateRelevance, StepRules, Steps, relevance_over_time, step_rules
