@@ -657,6 +657,8 @@ class Trace:
         collected, self._collected = self._collected, {}
         found: dict[str, Tensor] = {}
         for name, p in self._model.named_parameters():
+            if p.layout is not torch.strided:
+                continue
             for view, share in collected.get(p.untyped_storage().data_ptr(), ()):
                 offset = view.storage_offset() - p.storage_offset()
                 if not 0 <= offset < p.numel():
