@@ -18,7 +18,7 @@ from .explainers.plan import Plan, plan_methods
 from .explainers.registry import DEFAULT_METHODS
 from .model.as_found import as_found
 from .model.card import read_card
-from .model.devices import on_device
+from .model.on_device import on_device
 from .model.unwrapped import unwrapped
 from .question import Question, ask, find_device
 from .results import ImageSaliencyResult, SaliencyResults

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import InputError
+from ..model.devices import knows_cheaply
 
 if TYPE_CHECKING:
     from .call import Call
@@ -125,7 +126,7 @@ def having(claim: str) -> frozenset[str]:
 def number(value: Any) -> float | None:
     """A plain number, also as a tensor without axes on the CPU; None for what is not one, or not known for free."""
     if isinstance(value, Tensor):
-        known = value.dim() == 0 and value.device.type == "cpu" and not value.requires_grad and not value.is_complex()
+        known = value.dim() == 0 and knows_cheaply(value) and not value.requires_grad and not value.is_complex()
         return float(value) if known and not value.is_meta else None
     return float(value) if isinstance(value, int | float) else None
 
