@@ -87,7 +87,7 @@ def quantus_explain_func(
     return channel_sum(maps) if sum_channels else maps.detach().cpu().numpy()
 
 
-def labelled(methods: Method | Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
+def labeled(methods: Method | Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
     """Methods with their labels."""
     if isinstance(methods, Mapping):
         return dict(methods)

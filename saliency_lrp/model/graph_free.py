@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from .written import TAG
 
 #: Types of most attributes, in which no tensor can be.
-PLAIN = frozenset({bool, int, float, str, type(None)})
+SIMPLE = frozenset({bool, int, float, str, type(None)})
 
 #: What every module has.
 MODULE_TABLES = frozenset(vars(nn.Module()))
@@ -90,7 +90,7 @@ def renew(view: Tensor) -> None:
 def own_attributes(module: nn.Module) -> dict[str, Any]:
     """What is kept on a module under a name, and may be or contain a tensor."""
     table = vars(module)
-    return {name: table[name] for name in table.keys() - MODULE_TABLES if type(table[name]) not in PLAIN}
+    return {name: table[name] for name in table.keys() - MODULE_TABLES if type(table[name]) not in SIMPLE}
 
 
 def holds(value: Any, made: Callable[[Tensor], bool]) -> bool:
