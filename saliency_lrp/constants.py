@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .functions.site import fill, iter_tensors
+from .sites.site import fill, iter_tensors
 
 
 class Constants:

@@ -27,18 +27,19 @@ from .engine.second_look import LEAVES_GRAPH, Exit
 from .errors import InputError
 from .functions import HANDLERS, custom, facts
 from .functions.by_hand import can_be_normed
-from .functions.call import Call, Tag
 from .functions.opened import open_up, opened
 from .functions.rectifiers import rectified, remember_sources
 from .functions.registry import LOOKED_UP
 from .functions.routing import constant
-from .functions.site import OUTPUT, Held, Site, iter_tensors
 from .functions.unknown import unknown
 from .model.as_found import calls_seen_by, finish_detours, see_calls_by
 from .model.interrupts import delivering
 from .model.written import TAG, Written
 from .report import Account
 from .rules import Gradient, Rule, vanishes
+from .sites.call import Call
+from .sites.site import OUTPUT, Held, Site, iter_tensors
+from .sites.tag import Tag
 
 if TYPE_CHECKING:
     from typing_extensions import Self

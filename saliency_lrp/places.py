@@ -12,9 +12,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from .functions.site import Site
 from .interception import TAG, Interceptor
 from .model.interrupts import delivering
+from .sites.site import Site
 
 
 class Place:

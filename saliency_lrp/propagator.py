@@ -34,7 +34,6 @@ from .engine.inputs import Arguments, without_graph
 from .engine.nodes import NoCoefficient
 from .engine.second_look import MEANT, places_that_matter
 from .errors import InputError, ModelCallError, unknown_name
-from .functions.site import Site
 from .interception import TAG, Binding, Interceptor, canonical_name
 from .model import graph_free
 from .model.as_found import Calling, as_found
@@ -42,6 +41,7 @@ from .model.unwrapped import named_modules, unwrapped
 from .places import ModuleCall, Place, Watch
 from .report import Account, Report, not_closed, total
 from .rules import Rule
+from .sites.site import Site
 from .values import holds
 
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from ..composites import Composite
-from ..functions.call import Call, Tag, tag_of
-from ..functions.site import OUTPUT, Site
 from ..rules import Rule, activation, any_site, batch_norm, linear, product, vanishes
 from ..rules.arithmetic import GUARD, divide, measured_over, working
+from ..sites.call import Call
+from ..sites.site import OUTPUT, Site
+from ..sites.tag import Tag, tag_of
 from .nodes import LateSoftmax, NoCoefficient, Normalized, Ratio, Scaled, Stabilized, ToRelevance
 from .reference import ReferenceForm, depth_of_result
 

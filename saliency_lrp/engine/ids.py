@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functions.site import iter_tensors
+from ..sites.site import iter_tensors
 from ..values import holds, of_the_example
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functions.site import Site
 from ..rules.arithmetic import GUARD, Axes, stabilize, working
+from ..sites.site import Site
 from .reference import untracked
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..audit import mark
-from ..functions.call import Call, Tag, held_among, stored, tag_of
-from ..functions.site import OUTPUT, Site, as_reals, from_reals
+from ..sites.call import Call, held_among, stored
+from ..sites.site import OUTPUT, Site, as_reals, from_reals
+from ..sites.tag import Tag, tag_of
 
 
 class Node(torch.autograd.Function):

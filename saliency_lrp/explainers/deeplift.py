@@ -23,11 +23,11 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..functions import facts
-from ..functions.call import Call
 from ..functions.opened import opened
 from ..functions.recurrent import CellSite, LayersSite
-from ..functions.site import fill, iter_tensors
 from ..functions.steps import STEPS
+from ..sites.call import Call
+from ..sites.site import fill, iter_tensors
 from .base import Explainer, Question
 from .gradient import baseline_like
 from .registry import register_explainer

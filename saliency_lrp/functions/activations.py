@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sites.call import Call
+from ..sites.site import OUTPUT, Site
+from ..sites.tag import BOUNDED, GATE, tag_of
 from . import by_hand
-from .call import BOUNDED, GATE, OUTPUT, Call, tag_of
 from .pointwise import ActivationSite
 from .registry import kind
-from .site import Site
 
 
 @kind("activation")

@@ -19,10 +19,15 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import working
+from ..sites.batch_norm import Affine
+from ..sites.call import Call
+from ..sites.linear import Diagonal, LinearSite, folded, linear_node
+from ..sites.site import Slot
+from ..sites.tag import GATE, Tag, tag_of
 from . import facts
-from .call import GATE, Call, Slot, Tag, tag_of
+from .convolution import Convolution
+from .dense import Dense
 from .facts import number
-from .linear import Affine, Convolution, Dense, Diagonal, LinearSite, folded, linear_node
 from .pointwise import ActivationSite
 
 # ------------------------------------------------------------------------------------------------ hard sigmoids

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..rules import Gradient
-from .site import Site
+from ..sites.site import Site
 
 #: torch's own, which hand every tensor on as it is: full backward hooks of modules.
 IDENTITIES = frozenset({"BackwardHookFunction"})

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import Call
+from ..sites.call import Call
+from ..sites.site import Site
 from .pointwise import ActivationSite
 from .products import ScaleSite
 from .registry import kind
-from .site import Site
 from .sums import SumSite
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import Call
-from .site import Site, iter_tensors, runs_again_alike
+from ..sites.call import Call
+from ..sites.site import Site, iter_tensors, runs_again_alike
 
 
 class ActivationSite(Site):

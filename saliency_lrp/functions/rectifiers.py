@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sites.call import Call
+from ..sites.tag import tag_of
 from ..values import of_the_example
 from .activations import activation
-from .call import Call, tag_of
 
 #: Functions that can spell a ReLU, beside those whose row of facts says that they are one.
 SPELLINGS = frozenset(

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..sites.call import Call
+from ..sites.site import iter_tensors
+from ..sites.tag import Tag, tag_of
 from . import by_hand
-from .call import Call, Tag, tag_of
 from .registry import kind
-from .site import iter_tensors
 
 
 @kind("routing")

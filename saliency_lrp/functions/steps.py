@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import PLAIN, Call, tag_of
+from ..sites.call import Call
+from ..sites.site import Site, fill
+from ..sites.tag import PLAIN, tag_of
 from .decomposed import DecomposedSite
 from .registry import kind
-from .site import Site, fill
 from .unknown import unknown
 
 

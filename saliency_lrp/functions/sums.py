@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import working
+from ..sites.call import Call
+from ..sites.site import Site, any_complex
+from ..sites.tag import GATE, PLAIN, tag_of
 from . import by_hand
-from .call import GATE, PLAIN, Call, tag_of
 from .registry import kind
-from .site import Site, any_complex
 
 
 class SumSite(Site):

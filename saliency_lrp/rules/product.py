@@ -62,6 +62,7 @@ class Unrolled(Rule):
     """A fused call (LSTM, GRU, ...) takes its steps one by one; each is a site with a rule of its own."""
 
     kinds = frozenset({"recurrent", "steps"})
+    takes_several = True
 
     def relevance(self, site: Any, R: Any) -> tuple[Tensor | None, ...]:
         return site.through_steps(R)

@@ -9,64 +9,8 @@ import torch
 from torch import Tensor
 
 from . import facts
-from .facts import AS_INPUT, BOUNDED, GATE, PLAIN
-from .site import OUTPUT, Held, Site, Slot, fill, iter_tensors
-
-__all__ = ["BOUNDED", "GATE", "OUTPUT", "PLAIN", "Call", "Tag", "stored", "tag_of"]
-
-
-class Tag:
-    """What the interceptor knows of an activation; rides on the tensor itself."""
-
-    __slots__ = (
-        "trace",
-        "site",
-        "gate",
-        "nonnegative",
-        "depth",
-        "version",
-        "readers",
-        "place",
-        "source",
-        "source_version",
-        "curve",
-        "channels",
-        "may_be_normed",
-        "final",
-        "smooth",
-    )
-
-    def __init__(
-        self, trace: object, site: Site | None = None, gate: int = PLAIN, nonnegative: bool = False, depth: int = 0
-    ) -> None:
-        self.trace = trace
-        self.site = site
-        self.gate = gate
-        self.nonnegative = nonnegative
-        #: how many linear sites lie between the model's input and it, on the longest way of relevance
-        self.depth = depth
-        #: the tensor's version when this was known; a later one means that it was written into
-        self.version = -1
-        #: how many calls have read its values
-        self.readers = 0
-        #: where relevance of the tensor can be read, once somebody has asked
-        self.place: Any = None
-        #: the activation a linear site read, and its version then: lets a batch norm fold into that site
-        self.source: Tensor | None = None
-        self.source_version = -1
-        #: what numbers, and vectors of constants, have done to an activation (``by_hand.py``)
-        self.curve: Any = None
-        self.channels: Any = None
-        self.may_be_normed = False
-        #: whether relevance of this activation is carried as such, also where the others' is carried as a coefficient
-        self.final = False
-        #: in the coefficient form: whether a sum or linear map made it, so that it is hardly ever exactly 0
-        self.smooth = False
-
-
-def tag_of(tensor: Tensor) -> Tag | None:
-    """The tensor's tag, or None for a constant."""
-    return getattr(tensor, "_saliency_lrp", None)
+from .site import Held, Site, Slot, fill, iter_tensors
+from .tag import AS_INPUT, PLAIN, tag_of
 
 
 class Call:

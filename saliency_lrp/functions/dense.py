@@ -1,0 +1,53 @@
+"""Dense layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..sites.call import Call
+from ..sites.linear import LinearSite
+from .any_linear import weighted
+from .registry import kind
+
+
+class Dense(LinearSite):
+    """``a @ wᵀ``."""
+
+    family = "dense"
+    takes_several = True
+    rectifiable = False  # its output is small beside its weight, and relative stabilisers look at all of it
+    own_axes: tuple[int, ...] = (-1,)
+
+    def forward(self, a: Tensor, w: Tensor) -> Tensor:
+        return F.linear(a, w)
+
+    def transpose(self, c: Tensor, w: Tensor) -> Tensor:
+        return torch.matmul(c, w)
+
+    def scaled(self, w: Tensor, scale: Tensor) -> Tensor:
+        return w * scale[:, None]
+
+    @property
+    def is_one_dimensional(self) -> bool:
+        return self.own_weight.dim() == 1
+
+
+class DenseToScalar(Dense):
+    """``a @ w`` with a weight vector: one output, without an axis of its own."""
+
+    own_axes = ()
+
+    def transpose(self, c: Tensor, w: Tensor) -> Tensor:
+        return c[..., None] * w
+
+    def as_output(self, b: Tensor) -> Tensor:
+        return b
+
+
+@kind("linear")
+def linear(call: Call) -> Any:
+    return weighted(call, lambda w, b: (DenseToScalar if w.dim() == 1 else Dense)(call, w, b))
