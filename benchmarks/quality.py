@@ -226,14 +226,14 @@ def measure(net: str, label: str, data: DemoData, images: int, perturbed: int, f
     if bad:
         np.savez(path, error=np.array(f"{bad} of {n} maps have NaN or infinite values"))
         return "not finite"
-    scores = localisation(data, maps)
+    scores = localization(data, maps)
     m = min(n, perturbed)
     scores["morf_lerf"] = morf_lerf(load_net(net), data.inputs[:m], data.labels[:m], torch.from_numpy(maps[:m]))
     np.savez(path, seconds=seconds, **scores)
     return ", ".join(f"{k} {v.mean():.3f}" for k, v in scores.items())
 
 
-def localisation(data: DemoData, maps: np.ndarray) -> dict[str, np.ndarray]:
+def localization(data: DemoData, maps: np.ndarray) -> dict[str, np.ndarray]:
     """Relevance mass and pointing game through Quantus."""
     from saliency_lrp.evaluation import METRICS
 

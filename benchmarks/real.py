@@ -255,7 +255,7 @@ def pictures(net: str, part: str) -> tuple[Scenes, Scenes]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         model, things = real_world.load_net(net), real_world.cut_outs()
-        halves = dict(zip(("choose", "report"), real_world.split(real_world.recognised(model, things)), strict=True))
+        halves = dict(zip(("choose", "report"), real_world.split(real_world.recognized(model, things)), strict=True))
         one = real_world.one_thing(model, things, halves[part], ONE, seed=0)
         two = real_world.two_things(model, things, halves[part], TWO, seed=1)
         torch.save([one.__dict__, two.__dict__], path)

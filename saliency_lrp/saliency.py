@@ -18,7 +18,7 @@ from .explainers.plan import Plan, plan_methods
 from .explainers.registry import DEFAULT_METHODS
 from .model.as_found import as_found
 from .model.card import read_card
-from .model.devices import on_device
+from .model.on_device import on_device
 from .model.unwrapped import unwrapped
 from .question import Question, ask, find_device
 from .results import ImageSaliencyResult, SaliencyResults
@@ -63,7 +63,7 @@ def get_saliency(
     **options
         Options of the method, and ``window`` (two numbers of the image that are shown black and white, such as
         ``(-1000, 400)`` for a CT slice), ``transform`` (image to tensor), ``geometry``
-        (:class:`images.Geometry`), ``class_names``, ``seed`` (int, for random methods),
+        (:class:`images.Geometry`), ``class_names``, ``random_seed`` (int, for random methods),
         ``constants`` (of several inputs, those that are not explained).
 
     Returns
@@ -254,5 +254,5 @@ def _to_maps(relevance: Tensor, geometry: images.Geometry | None) -> np.ndarray:
     summed = relevance.abs().double()
     summed = summed.sum(1) if summed.ndim > 2 else summed
     placed = [m if geometry is None or m.ndim != 2 else geometry.place(m) for m in summed.numpy()]
-    maps = [images.normalise(m) for m in placed]
+    maps = [images.normalize(m) for m in placed]
     return maps[0] if len(maps) == 1 else np.stack(maps)

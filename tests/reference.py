@@ -156,12 +156,12 @@ def power(m: Matrix, x: np.ndarray, p: int) -> list[Part]:
     return [Part(x[:, None] ** p * m.weights**p, None if m.bias is None else m.bias**p)]
 
 
-def beta(m: Matrix, x: np.ndarray, beta: float, stabiliser: float) -> list[Part]:
+def beta(m: Matrix, x: np.ndarray, beta: float, stabilizer: float) -> list[Part]:
     """(1 + beta) of the positive part, -beta of the negative one; an output with one sign keeps (nearly) its R."""
     c = x[:, None] * m.weights
     plus, minus = pos(c), neg(c)
     total = np.abs(c.sum(-1))
-    kept = total / (total + stabiliser)
+    kept = total / (total + stabilizer)
 
     def alone(factor):
         return np.where(factor != 0, abs(factor) / (1 - (1 - abs(factor)) * kept), 0.0)
@@ -190,14 +190,14 @@ def redistribute(part: Part, wired: np.ndarray, R: np.ndarray, eps: float, bias:
     """Relevance (N, inputs) of one part; the three bias modes of the design."""
     b = np.zeros(R.shape[1]) if part.bias is None or bias == "zero" else part.bias
     z = part.contributions.sum(-1) + b
-    stabiliser = eps * np.where(z < 0, -1.0, 1.0)
+    stabilizer = eps * np.where(z < 0, -1.0, 1.0)
     factor = part.factor * (1.0 if part.keep is None else part.keep)
     if drop_zero:
         factor = factor * (z != 0)
     share = part.contributions
     if bias == "distribute":
-        share = share + (b + stabiliser)[..., None] * wired / np.maximum(wired.sum(-1, keepdims=True), 1.0)
-    return (share * (factor * R / (z + stabiliser))[..., None]).sum(1)
+        share = share + (b + stabilizer)[..., None] * wired / np.maximum(wired.sum(-1, keepdims=True), 1.0)
+    return (share * (factor * R / (z + stabilizer))[..., None]).sum(1)
 
 
 def relevance(

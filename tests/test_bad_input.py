@@ -264,14 +264,14 @@ def test_torchscript(ask):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_quantised_models(ask):
+def test_quantized_models(ask):
     backends = [e for e in torch.backends.quantized.supported_engines if e != "none"]
     if not backends:
         pytest.skip("torch was built without quantisation")
     torch.backends.quantized.engine = backends[-1]
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    refused(lambda: ask(quantised, IMAGE), "quanti[sz]ed")
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    refused(lambda: ask(quantized, IMAGE), "quanti[sz]ed")
 
 
 def test_unknown_functions_can_be_refused(ask):

@@ -81,7 +81,7 @@ def test_every_timm_module_has_a_model():
         assert name in timm.list_models(module=module)
 
 
-def test_relu_networks_are_recognised():
+def test_relu_networks_are_recognized():
     """Gradient x input is asked of ResNets, and not of networks with other activations."""
     row: dict = {}
     benchmark.measure(subject("torchvision", "squeezenet1_1"), row, timed=False)

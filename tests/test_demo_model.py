@@ -62,7 +62,7 @@ def test_an_image_unpacks_as_picture_label_mask(split):
         assert mask.sum() == len(rows) * len(columns)  # a full square
 
 
-def test_pixel_masks_lie_in_the_boxes_and_are_all_of_one_colour():
+def test_pixel_masks_lie_in_the_boxes_and_are_all_of_one_color():
     boxes = demo.demo_images(20, seed=1)
     strokes = demo.demo_images(20, seed=1, mask="pixels")
     for box, stroke in zip(boxes, strokes, strict=True):
@@ -88,7 +88,7 @@ def test_splits_share_no_digit_and_no_background():
         assert train_part.width + test_part.width == whole.shape[1]
 
 
-def test_dataset_is_the_images_normalised():
+def test_dataset_is_the_images_normalized():
     images, data = demo.demo_images(5, seed=2), demo.demo_dataset(5, seed=2)
     mean, std = (np.array(demo.PREPROCESSING[key]) for key in ("mean", "std"))
     for item, values, label, mask in zip(images, data.inputs, data.labels, data.masks, strict=True):

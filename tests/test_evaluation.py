@@ -61,7 +61,7 @@ def test_a_perfect_map_scores_better_than_a_wrong_one(result, name):
     assert sign * result.mean("perfect", name) > sign * result.mean("wrong", name) + 0.2
 
 
-def test_localisation_of_the_perfect_map_is_perfect(result):
+def test_localization_of_the_perfect_map_is_perfect(result):
     for name in ("relevance_mass", "relevance_rank", "pointing_game"):
         assert result.mean("perfect", name) == pytest.approx(1.0)
 
@@ -184,7 +184,7 @@ def test_methods_may_be_names_composites_rules(model, data):
     assert got.mean("plus", "relevance_mass") == got.mean("name", "relevance_mass")
 
 
-def test_without_masks_localisation_is_left_out(model, data):
+def test_without_masks_localization_is_left_out(model, data):
     got = evaluate(model, data.inputs[:2], 3, "lrp", progress=False)
     assert {m.name for m in got.metrics} == {m.name for m in METRICS.values() if m.needs != "masks"}
 

@@ -150,7 +150,7 @@ def test_same_numbers_as_captum(plain, name):
 
 def test_same_noise_as_captum(plain):
     net, x, target = plain
-    ours = get("smooth_grad", net, samples=10, seed=0).explain(x[:1], target[:1])
+    ours = get("smooth_grad", net, samples=10, random_seed=0).explain(x[:1], target[:1])
     torch.testing.assert_close(ours, _captum("smooth_grad", net, x[:1], target[:1]))
 
 
@@ -231,13 +231,13 @@ def test_random_methods_repeat_by_seed_and_do_not_touch_the_generators(name):
     x = torch.rand(2, 3, 16, 16)
     options = CHEAP[name]
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    one = get(name, net, seed=1, **options).explain(x, 1)
+    one = get(name, net, random_seed=1, **options).explain(x, 1)
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert (np.random.get_state()[1] == numpy_before).all()
     torch.rand(5)
     assert torch.equal(get(name, net, seed=1, **options).explain(x, 1), one)
     assert not torch.equal(get(name, net, seed=2, **options).explain(x, 1), one)
-    assert torch.allclose(get(name, net, seed=1, **options).explain(x[1:], 1), one[1:], atol=1e-6)
+    assert torch.allclose(get(name, net, random_seed=1, **options).explain(x[1:], 1), one[1:], atol=1e-6)
 
 
 def test_superpixels_of_noise_are_many():

@@ -489,8 +489,8 @@ GAIN, SHIFT = values(5, low=0.5), values(5)
 
 
 def by_hand(x: Tensor) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5) * GAIN + SHIFT
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / torch.sqrt(centered.pow(2).mean(-1, keepdim=True) + 1e-5) * GAIN + SHIFT
 
 
 LAYER_NORMS: dict[str, Callable] = {
@@ -516,12 +516,12 @@ def test_layer_norm_by_hand_conserves_relevance():
     close(ours.sum(-1), seed_like(out).sum(-1))
 
 
-def constant_statistics(normalise: Callable, x: Tensor) -> Callable:
+def constant_statistics(normalize: Callable, x: Tensor) -> Callable:
     """A normalisation that is linear: by the statistics of ``x``, whatever it is given."""
-    return lambda t: normalise(t, x)
+    return lambda t: normalize(t, x)
 
 
-NORMALISATIONS: dict[str, tuple[Callable, Callable, Tensor]] = {
+NORMALIZATIONS: dict[str, tuple[Callable, Callable, Tensor]] = {
     "group_norm": (
         lambda x: F.group_norm(x, 2),
         lambda t, x: grouped(t, t.reshape(2, 2, -1).mean(-1), x.reshape(2, 2, -1).var(-1, correction=0)),
@@ -560,9 +560,9 @@ def grouped(t: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return ((t.reshape(2, 2, -1) - mean[..., None]) / (var[..., None] + 1e-5).sqrt()).reshape(t.shape)
 
 
-@pytest.mark.parametrize("name", NORMALISATIONS)
-def test_a_normalisation_is_linear_with_constant_statistics(name):
-    f, linear, x = NORMALISATIONS[name]
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_a_normalization_is_linear_with_constant_statistics(name):
+    f, linear, x = NORMALIZATIONS[name]
     (R,), out = explain(f, x)
     fixed = constant_statistics(linear, x)
     torch.testing.assert_close(fixed(x), out)

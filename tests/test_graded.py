@@ -123,14 +123,14 @@ def slow_gamma(model: nn.Sequential, x: torch.Tensor, target: int, gammas: list[
     for (w, b), gamma, a in reversed(list(zip(folded, gammas, activations, strict=False))):
         own, extra = (0.0, 1.0) if gamma is None else (1.0, gamma)
 
-        def favoured(a, w, b, sign, own=own, extra=extra):
+        def favored(a, w, b, sign, own=own, extra=extra):
             """All contributions once, those of a sign ``extra`` times more."""
             w_same, w_other = (sign * w).clamp(min=0) * sign, -(-sign * w).clamp(min=0) * sign
             of_sign = conv(a.clamp(min=0), w_same, padding=1) + conv(a.clamp(max=0), w_other, padding=1)
             return own * conv(a, w, b, padding=1) + extra * (of_sign + ((sign * b).clamp(min=0) * sign)[:, None, None])
 
         a = a.detach().requires_grad_(True)
-        up, down = (favoured(a, w, b, sign) for sign in (1, -1))
+        up, down = (favored(a, w, b, sign) for sign in (1, -1))
         chosen = up if gamma is None else torch.where(conv(a, w, b, padding=1) > 0, up, down)
         (c,) = torch.autograd.grad((chosen * (R / chosen).detach()).sum(), a)
         R = c * a.detach()

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "saliency_lrp"
 ORDER = (
     "errors values verdict",
     "demo graphs images likeness lrp_linear photographs registry waterfall",
-    "display model report",
+    "display model",
+    "report",
     "as_written rules text timeseries",
     "composites sites",
     "functions",

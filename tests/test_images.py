@@ -12,7 +12,7 @@ from torchvision_cpu import import_torchvision
 
 from saliency_lrp import get_saliency, images
 from saliency_lrp.demo import demo_images, load_demo_model
-from saliency_lrp.display import colours
+from saliency_lrp.display import colors
 from saliency_lrp.errors import InputError, UnknownNameError
 
 RNG = np.random.default_rng(0)
@@ -45,11 +45,11 @@ def test_the_same_picture_in_every_form(tmp_path):
         assert (np.asarray(image.picture()) == PIXELS).all()
 
 
-def test_grey_and_alpha():
-    grey = PIXELS[..., 0]
-    for form in (grey, grey / 255, Image.fromarray(grey), torch.from_numpy(grey), grey[..., None]):
+def test_gray_and_alpha():
+    gray = PIXELS[..., 0]
+    for form in (gray, gray / 255, Image.fromarray(gray), torch.from_numpy(gray), gray[..., None]):
         rgb = np.asarray(images.load_image(form).picture())
-        assert (rgb == grey[..., None]).all() and rgb.shape == (30, 40, 3)
+        assert (rgb == gray[..., None]).all() and rgb.shape == (30, 40, 3)
     alpha = RNG.integers(0, 256, (30, 40, 1), dtype=np.uint8)
     rgba = np.concatenate([PIXELS, alpha], 2)
     expected = np.round(255 + (PIXELS - 255.0) * (alpha / 255))
@@ -131,8 +131,8 @@ def test_the_demo_model_describes_itself():
 def test_other_models_get_zero_to_one_at_the_images_size():
     x, geometry, _ = images.build_input(nn.Conv2d(3, 2, 1), images.load_image(PIXELS))
     torch.testing.assert_close(x[0], torch.from_numpy(PIXELS).permute(2, 0, 1) / 255)
-    grey, _, _ = images.build_input(nn.Conv2d(1, 2, 1), images.load_image(PIXELS))
-    assert grey.shape == (1, 1, 30, 40)
+    gray, _, _ = images.build_input(nn.Conv2d(1, 2, 1), images.load_image(PIXELS))
+    assert gray.shape == (1, 1, 30, 40)
     with pytest.raises(InputError, match="takes 5 channels but the image has 3"):
         images.build_input(nn.Conv2d(5, 2, 1), images.load_image(PIXELS))
     bands = torch.rand(5, 6, 7)
@@ -184,7 +184,7 @@ def test_block_through_a_resize(size):
 
 
 @pytest.mark.parametrize("size", [(150, 300), (300, 150), (73, 73)])
-def test_block_through_resize_and_centre_crop(size):
+def test_block_through_resize_and_center_crop(size):
     model = BlockNet(*BLOCK, {"size": 73, "crop": 64})
     scale = min(size) / 73
     height, width = size
@@ -208,8 +208,8 @@ def test_block_through_the_users_transform(kind):
         "flip": ([T.RandomHorizontalFlip(1.0), T.Resize((64, 64))], (0, 300, 150, 0)),
         "squash": ([T.Resize((64, 64))], (0, 0, 150, 300)),
     }[kind]
-    normalise = T.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    _check(size, box, transform=T.Compose([*steps, T.ToTensor(), normalise]))
+    normalize = T.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    _check(size, box, transform=T.Compose([*steps, T.ToTensor(), normalize]))
 
 
 def test_block_of_an_input_that_was_given():
@@ -251,9 +251,9 @@ def test_shrinking_averages():
 
 def test_display_helpers():
     values = np.zeros((10, 10))
-    assert images.normalise(values).max() == 0 and colours.colour_limit(values) == 0
+    assert images.normalize(values).max() == 0 and colors.color_limit(values) == 0
     values[0, 0], values[5, 5] = 100.0, -1.0
-    assert images.normalise(values).min() == 0 and images.normalise(values).max() == 1
-    assert 1 <= colours.colour_limit(values, 99) < 100
-    _, alpha = colours.paint(colours.strengths(values, 1.0), colours.colour_table("RdBu_r"))
+    assert images.normalize(values).min() == 0 and images.normalize(values).max() == 1
+    assert 1 <= colors.color_limit(values, 99) < 100
+    _, alpha = colors.paint(colors.strengths(values, 1.0), colors.color_table("RdBu_r"))
     assert alpha[0, 0] == alpha[5, 5] == alpha.max() == 1 and alpha[1, 1] == 0

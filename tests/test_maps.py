@@ -64,8 +64,8 @@ def test_rules_classes_layers_and_channels_need_no_second_forward(demo):
     widget = compare_saliency(model, demo[1].image, methods=("lrp", "lrp:epsilon_plus"), composite="epsilon")
     first = done(widget)
     assert model.passes == 1
-    for rule in ("epsilon_plus", "epsilon_alpha2_beta1", "auto"):
-        widget.rule = rule
+    for composite in ("epsilon_plus", "epsilon_alpha2_beta1", "auto"):
+        widget.composite = composite
         done(widget)
     widget.target = (widget.target + 1) % 10
     widget.layer = "model.features.6"
@@ -81,7 +81,7 @@ def test_a_rule_change_is_the_same_as_a_fresh_start(demo):
     model, item = demo
     widget = compare_saliency(model, item.image, label=2, methods=("lrp",), composite="epsilon")
     done(widget)
-    widget.rule = "epsilon_plus"
+    widget.composite = "epsilon_plus"
     _, R = relevance(model, item.image, 2, "epsilon_plus")
     np.testing.assert_allclose(done(widget)["lrp"], R[0].sum(0).numpy(), rtol=1e-4, atol=1e-5)
 
@@ -92,7 +92,7 @@ def test_trained_weights_are_noticed(demo):
     done(widget)
     with torch.no_grad():
         model.model.head.weight.mul_(2)
-    widget.rule = "epsilon_plus"
+    widget.composite = "epsilon_plus"
     _, R = relevance(model.model, demo[1].image, 2, "epsilon_plus")
     np.testing.assert_allclose(done(widget)["lrp"], R[0].sum(0).numpy(), rtol=1e-4, atol=1e-5)
     assert model.passes == 2
@@ -187,7 +187,7 @@ def test_input_without_an_image(demo):
     x, _, _ = build_input(demo[0], load_image(demo[1].image))
     widget = compare_saliency(demo[0], None, input=x, methods=("lrp",))
     assert done(widget)["lrp"].shape == (64, 64)
-    assert widget.call[:3] == ["model", "image", "input=input"]
+    assert widget.code[:3] == ["model", "image", "input=input"]
 
 
 def test_models_without_classes_take_a_callable():
@@ -202,8 +202,8 @@ def test_models_without_classes_take_a_callable():
 def test_a_rule_object_has_a_place_in_the_selector(demo):
     widget = compare_saliency(demo[0], demo[1].image, methods=("lrp",), composite=Epsilon(epsilon=0.1))
     done(widget)
-    assert widget.rules[0] == widget.rule == widget.own_rule
-    assert set(composites.list_composites()) < set(widget.rules)
+    assert widget.composites[0] == widget.composite == widget.own_composite
+    assert set(composites.list_composites()) < set(widget.composites)
 
 
 @pytest.mark.parametrize(

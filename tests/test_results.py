@@ -13,7 +13,7 @@ from PIL import Image
 
 from saliency_lrp import SaliencyResults, get_image_saliency_plot, get_image_saliency_results, images
 from saliency_lrp.demo import demo_images, load_demo_model
-from saliency_lrp.display import colours
+from saliency_lrp.display import colors
 from saliency_lrp.errors import InputError
 from saliency_lrp.results import ImageSaliencyResult
 
@@ -28,7 +28,7 @@ def results():
 def _result(values, **more):
     relevance = torch.as_tensor(values, dtype=torch.float32)[None, None]
     picture = Image.new("RGB", relevance.shape[:1:-1], "gray")
-    saliency = images.normalise(np.abs(np.asarray(values, float)))
+    saliency = images.normalize(np.abs(np.asarray(values, float)))
     return ImageSaliencyResult(picture, saliency, "made", relevance=relevance, **more)
 
 
@@ -109,14 +109,14 @@ def test_figure(results):
         get_image_saliency_plot(results, cols=0)
 
 
-def test_signed_colours_are_symmetric_about_zero():
+def test_signed_colors_are_symmetric_about_zero():
     values = np.zeros((8, 8))
     values[0, 0], values[7, 7] = 2.0, -1.0
     figure = get_image_saliency_plot([_result(values)], cols=1)
     (axes,) = figure.axes
     (bar,) = axes.child_axes
     rgba = axes.images[-1].get_array()
-    limit = colours.colour_limit(values)
+    limit = colors.color_limit(values)
     assert [label.get_text().split("\n")[-1] for label in bar.get_yticklabels()] == ["against", "0", "for"]
     assert bar.get_ylim() == (-limit, limit)
     assert rgba[0, 0, 0] > rgba[0, 0, 2] and rgba[7, 7, 2] > rgba[7, 7, 0]  # red for, blue against

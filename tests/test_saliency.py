@@ -84,9 +84,9 @@ def test_inputs_in_every_form(net):
     expected = get_saliency(net, None, x, 1)
     np.testing.assert_array_equal(get_saliency(net, PICTURE, x, 1), expected)
     np.testing.assert_array_equal(get_saliency(net, PICTURE, x[0], 1), expected)
-    normalised = x * 4 - 2  # negative values: no picture, but what the model takes
-    np.testing.assert_array_equal(get_saliency(net, normalised, label=1), get_saliency(net, None, normalised, 1))
-    np.testing.assert_array_equal(get_saliency(net, normalised[0], label=1), get_saliency(net, None, normalised, 1))
+    normalized = x * 4 - 2  # negative values: no picture, but what the model takes
+    np.testing.assert_array_equal(get_saliency(net, normalized, label=1), get_saliency(net, None, normalized, 1))
+    np.testing.assert_array_equal(get_saliency(net, normalized[0], label=1), get_saliency(net, None, normalized, 1))
 
 
 def test_a_batch_gives_a_map_each(net):
@@ -144,7 +144,7 @@ def test_options_go_to_the_methods_that_know_them(net):
     )
     x = torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1)[None] / 255
     assert torch.equal(results[0].relevance, get("occlusion", net, window=7).explain(x, 1))
-    assert torch.equal(results[1].relevance, get("smooth_grad", net, samples=3, seed=5).explain(x, 1))
+    assert torch.equal(results[1].relevance, get("smooth_grad", net, samples=3, random_seed=5).explain(x, 1))
     torch.testing.assert_close(results[2].relevance, get("lrp", net).explain(x, 1))
     contrast = get_image_saliency_results(net, PICTURE, label=1, methods=["lrp", "smooth_grad"], seed="contrastive")
     torch.testing.assert_close(contrast[0].relevance, get("lrp", net, seed="contrastive").explain(x, 1))
@@ -193,8 +193,8 @@ def test_bad_models(net):
     _no_map("TorchScript", torch.jit.trace(net, torch.rand(1, 3, 8, 8)), PICTURE)
     _no_map("TorchScript", torch.jit.script(nn.Linear(2, 2)), PICTURE)
     _no_map("meta", ModuleNet().to("meta"), PICTURE)
-    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), {nn.Linear})
-    _no_map("quantised", quantised, torch.rand(3, 2, 2))
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), {nn.Linear})
+    _no_map("quantised", quantized, torch.rand(3, 2, 2))
 
 
 def test_bad_inputs(net):

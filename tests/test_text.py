@@ -16,7 +16,7 @@ def strengths(page):
     return [float(x) for x in re.findall(r"rgba\(\d+,\d+,\d+,([\d.]+)\)", page)]
 
 
-def test_colour_follows_sign_and_size():
+def test_color_follows_sign_and_size():
     page = show_text(["good", "but", "dull"], [2.0, 0.0, -1.0], title="positive")._repr_html_()
     assert strengths(page) == [1.0, 0.0, 0.5]
     spans = re.findall(r"<span title='R ([^']+)' style='([^']+)'>([^<]+)</span>", page)

@@ -21,7 +21,7 @@ def rendered(figure):
     return np.asarray(Image.open(buffer).convert("RGB")).astype(int)
 
 
-def test_colour_is_where_the_relevance_is():
+def test_color_is_where_the_relevance_is():
     relevance = np.zeros(60)
     relevance[10:20], relevance[40:50] = 1.0, -1.0
     pixels = rendered(plot_relevance(np.full(60, 2.0) + 0.1 * np.sin(T), relevance, percentile=100))

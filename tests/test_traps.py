@@ -243,7 +243,7 @@ def test_attention_pooling_over_time():
 # ------------------------------------------------------------------------------------------------ small denominators
 
 
-def test_the_stabiliser_has_the_sign_of_the_output():
+def test_the_stabilizer_has_the_sign_of_the_output():
     model = nn.Linear(2, 2, bias=False).double()
     model.weight.data = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
     x = torch.tensor([[1.0, 3.0]], dtype=torch.float64)

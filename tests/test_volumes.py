@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from saliency_lrp import compare_saliency, get_image_saliency_plot, get_image_saliency_results, get_saliency
-from saliency_lrp.display import colours, volume
+from saliency_lrp.display import colors, volume
 from saliency_lrp.errors import InputError, UnknownNameError
 
 
@@ -67,11 +67,11 @@ def test_the_map_is_right_and_its_figure_has_four_views(net, x, results):
     point = np.unravel_index(np.abs(expected).argmax(), expected.shape)
     names = [f"grad_x_input: {axis} {k}" for axis, k in zip(("depth", "height", "width"), point, strict=True)]
     assert titles[4:7] == names and titles[7] == "grad_x_input: strongest along depth"
-    table = colours.colour_table(colours.SIGNED_COLOURS)
-    t = colours.strengths(expected, colours.colour_limit(expected))  # one scale for all views
+    table = colors.color_table(colors.SIGNED_COLORS)
+    t = colors.strengths(expected, colors.color_limit(expected))  # one scale for all views
     for axes, slice_ in zip(figure.axes[4:7], (t[point[0]], t[:, point[1]], t[:, :, point[2]]), strict=True):
         drawn = np.asarray(axes.images[-1].get_array())
-        np.testing.assert_allclose(drawn[..., :3], colours.paint(slice_, table)[0] / 255, atol=1e-6)
+        np.testing.assert_allclose(drawn[..., :3], colors.paint(slice_, table)[0] / 255, atol=1e-6)
         ground = np.asarray(axes.images[0].get_array())
         assert len(axes.images) == 2 and ground.std() > 5  # the volume itself lies under it
     figure.canvas.draw()
@@ -126,7 +126,7 @@ def test_the_widget_shows_slices(channels):
 
 def test_a_large_volume_is_made_smaller_for_the_browser():
     values = torch.rand(1, 120, 130, 140)
-    small = volume.greys(values, 400_000)
+    small = volume.grays(values, 400_000)
     assert small.shape[-1] == 3 and np.prod(small.shape[:3]) <= 400_000
     ratio = np.array(small.shape[:3]) / np.array(values.shape[1:])
     assert ratio.max() - ratio.min() < 0.02

@@ -12,17 +12,20 @@ import zlib
 import numpy as np
 import pytest
 import traitlets
+from IPython.core.magic_arguments import parse_argstring
 from PIL import Image
 from widget_source import KnownSource
 
+from saliency_lrp.display.looks import LOOKS
 from saliency_lrp.errors import InputError, UnknownNameError
-from saliency_lrp.widget import SIGNS, Checked, SaliencyWidget, blend, colour_limit, colour_table
+from saliency_lrp.magics import SaliencyMagics
+from saliency_lrp.widget import SIGNS, Checked, SaliencyWidget, blend, color_limit, color_table
 
 
 def make(selected=("lrp", "grad_x_input"), **options):
     size = options.pop("size", 32)
     source = KnownSource(size, pause=options.pop("pause", 0.02))
-    widget = SaliencyWidget(source, selected=selected, rule="epsilon", target=options.pop("target", 0), **options)
+    widget = SaliencyWidget(source, selected=selected, composite="epsilon", target=options.pop("target", 0), **options)
     return widget, source
 
 
@@ -42,7 +45,7 @@ def test_a_rule_recomputes_traced_panels_only():
     widget, source = make()
     widget.wait(10)
     source.calls.clear()
-    widget.rule = "epsilon_plus"
+    widget.composite = "epsilon_plus"
     assert widget.wait(10)
     assert source.calls == [("lrp", 0, "epsilon_plus")]
     assert widget.panels[0]["title"] == "lrp · epsilon_plus"
@@ -131,7 +134,7 @@ def test_nan_is_shown_as_zero_with_a_warning():
     source = KnownSource()
     wave = source._wave
     source._wave = lambda *what: np.where(np.arange(32) == 5, np.nan, wave(*what))
-    widget = SaliencyWidget(source, selected=("grad_x_input",), rule="epsilon", target=0)
+    widget = SaliencyWidget(source, selected=("grad_x_input",), composite="epsilon", target=0)
     assert widget.wait(10)
     assert np.isfinite(widget.maps()["grad_x_input"]).all()
     assert "NaN" in widget.panels[0]["warnings"][0]
@@ -139,7 +142,7 @@ def test_nan_is_shown_as_zero_with_a_warning():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("method", {"selected": ("lpr",)}), ("layer", {"layer": "blok.0"}), ("colour map", {"cmap": "RdBu_rr"})],
+    [("method", {"selected": ("lpr",)}), ("layer", {"layer": "blok.0"}), ("color map", {"cmap": "RdBu_rr"})],
 )
 def test_unknown_names_are_refused_with_a_hint(name, options):
     with pytest.raises(UnknownNameError, match=f"unknown {name} .* Did you mean"):
@@ -194,11 +197,11 @@ def test_two_outputs_are_sent_and_the_first_follows_the_view(monkeypatch):
     assert r"lrp \u00b7 epsilon" in page and "lrp" in widget.maps()  # traced maps are waited for
     assert "not computed" in page and "&quot;state&quot;: &quot;running&quot;" not in page
     widget.cancel("slow")
-    widget.rule = "gamma"
+    widget.composite = "gamma"
     end = time.monotonic() + 10
-    while not any("LRP rule gamma" in data["text/html"] for data in updates) and time.monotonic() < end:
+    while not any("composite gamma" in data["text/html"] for data in updates) and time.monotonic() < end:
         time.sleep(0.02)
-    assert "LRP rule gamma" in updates[-1]["text/html"]
+    assert "composite gamma" in updates[-1]["text/html"]
     seen = len(updates)
     time.sleep(0.5)
     assert len(updates) == seen  # nothing changes: nothing is sent
@@ -219,7 +222,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
     [
         *[
             {name: HOSTILE}
-            for name in ("page", "rule", "layer", "cmap", "sign", "backdrop", "own_rule", "_esm", "_css")
+            for name in ("page", "composite", "layer", "cmap", "sign", "backdrop", "own_composite", "_esm", "_css")
         ],
         {"selected": [HOSTILE]},
         {"selected": [{"a": 1}]},
@@ -237,7 +240,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
         {"top": [{"index": 0, "name": HOSTILE, "probability": 1}]},
         {"classes": [HOSTILE]},
         {"call": [HOSTILE]},
-        {"rules": [HOSTILE]},
+        {"composites": [HOSTILE]},
         {"luts": {HOSTILE: b"0" * 768}},
         {"image": b"0" * 3072},
         {"map_lrp": b"0" * 4096},
@@ -273,7 +276,7 @@ def test_messages_that_mean_nothing_change_nothing(content):
 def test_what_a_front_end_may_ask_is_done():
     widget, source = make()
     state = {
-        "rule": "gamma",
+        "composite": "gamma",
         "target": 3,
         "selected": ["lrp", "lrp"],
         "opacity": 0.25,
@@ -282,7 +285,7 @@ def test_what_a_front_end_may_ask_is_done():
     }
     widget._handle_msg({"content": {"data": {"method": "update", "state": state}}, "buffers": []})
     assert widget.wait(10)
-    assert (widget.rule, widget.target, widget.selected, widget.opacity) == ("gamma", 3, ["lrp"], 0.25)
+    assert (widget.composite, widget.target, widget.selected, widget.opacity) == ("gamma", 3, ["lrp"], 0.25)
     assert ("lrp", 3, "gamma") in source.calls
 
 
@@ -290,7 +293,7 @@ def test_hostile_names_of_the_user_are_text_everywhere():
     source = KnownSource(32)
     source.classes = [HOSTILE] * 12
     source.methods = ["lrp", HOSTILE]
-    widget = SaliencyWidget(source, selected=["lrp", HOSTILE], rule="epsilon", target=0)
+    widget = SaliencyWidget(source, selected=["lrp", HOSTILE], composite="epsilon", target=0)
     widget.wait(10)
     assert HOSTILE not in widget.to_html()
     assert HOSTILE not in widget._still_bundle()["text/html"]
@@ -319,9 +322,9 @@ def test_packed_maps_keep_what_is_seen(shape):
     low, high = np.split(np.frombuffer(zlib.decompress(base64.b64decode(packed["steps"])), np.uint8).astype(int), 2)
     folded = low + 256 * high
     steps = np.cumsum(np.where(folded % 2, -(folded + 1) // 2, folded // 2)).reshape(shape)
-    got = packed["largest"] * steps * np.abs(steps) / page.STEPS**2
+    got = packed["largest"] * steps * np.abs(steps) / page.ROOT_STEPS**2
     root = lambda v: np.sign(v) * np.sqrt(np.abs(v))  # noqa: E731
-    assert np.abs(root(got) - root(values)).max() <= 0.51 * np.sqrt(packed["largest"]) / page.STEPS
+    assert np.abs(root(got) - root(values)).max() <= 0.51 * np.sqrt(packed["largest"]) / page.ROOT_STEPS
 
 
 def test_the_page_of_a_photograph_with_three_maps_is_small():
@@ -334,7 +337,7 @@ def test_the_page_of_a_photograph_with_three_maps_is_small():
     source = Photograph(366, methods=("lrp", "a", "b"))  # as many pixels as 448 x 298
     noise = rng.normal(0, 12, source.picture.shape)
     source.picture = np.clip(source.picture + noise, 0, 255).astype(np.uint8)
-    widget = SaliencyWidget(source, selected=("lrp", "a", "b"), rule="epsilon", target=0)
+    widget = SaliencyWidget(source, selected=("lrp", "a", "b"), composite="epsilon", target=0)
     widget.wait(10)
     assert len(widget.maps()) == 3 and len(widget.to_html()) < 800_000
 
@@ -365,17 +368,17 @@ def test_save(tmp_path):
 
 def test_zero_is_transparent_and_the_map_symmetric():
     picture = np.full((1, 3, 3), 90, np.uint8)
-    out = blend(picture, np.array([[-2.0, 0.0, 2.0]]), opacity=1, percentile=100, backdrop="colour")
-    lut = colour_table("RdBu_r")
+    out = blend(picture, np.array([[-2.0, 0.0, 2.0]]), opacity=1, percentile=100, backdrop="color")
+    lut = color_table("RdBu_r")
     np.testing.assert_array_equal(out[0], [lut[0], [90, 90, 90], lut[255]])
 
 
-def test_colour_limit_of_sparse_and_empty_maps():
+def test_color_limit_of_sparse_and_empty_maps():
     sparse = np.zeros((10, 10))
     sparse[0, 0] = -3
-    assert colour_limit(sparse, 90) == 3
-    assert colour_limit(np.zeros((4, 4)), 99) == 0
-    np.testing.assert_array_equal(blend(np.full((4, 4, 3), 7, np.uint8), np.zeros((4, 4)), backdrop="colour"), 7)
+    assert color_limit(sparse, 90) == 3
+    assert color_limit(np.zeros((4, 4)), 99) == 0
+    np.testing.assert_array_equal(blend(np.full((4, 4, 3), 7, np.uint8), np.zeros((4, 4)), backdrop="color"), 7)
 
 
 def test_sign_keeps_one_side():
@@ -391,9 +394,9 @@ def test_closing_stops_the_workers():
     widget, _ = make(selected=("slow",))
     widget.close()
     assert widget.wait(5)
-    lane = widget._lanes[False]
-    lane.close(5)
-    assert lane._thread is None
+    worker = widget._workers[False]
+    worker.close(5)
+    assert worker._thread is None
 
 
 # ---------------------------------------------------------------------------- lines over the picture, slices, checks
@@ -452,7 +455,7 @@ class Volume(KnownSource):
 
 def test_a_volume_is_shown_slice_by_slice():
     source = Volume()
-    widget = SaliencyWidget(source, selected=("lrp", "a"), rule="epsilon", target=0)
+    widget = SaliencyWidget(source, selected=("lrp", "a"), composite="epsilon", target=0)
     assert widget.wait(10)
     assert (widget.depth, widget.width, widget.height) == (4, 16, 16) and len(widget.image) == 4 * 16 * 16 * 3
     assert widget.slice == 2  # where the first map is strongest
@@ -461,7 +464,7 @@ def test_a_volume_is_shown_slice_by_slice():
         widget.slice = slice_
         sheets.append(np.asarray(Image.open(io.BytesIO(widget.to_png(columns=2, width=16)))).astype(int))
         values = widget.maps()["lrp"]
-        limit = colour_limit(values, widget.percentile)  # of the whole volume: slices compare
+        limit = color_limit(values, widget.percentile)  # of the whole volume: slices compare
         expected = blend(source.picture[slice_], values[slice_], limit=limit).astype(int)
         tile = sheets[-1][32:48, 36:52]
         assert np.abs(tile - expected).max() == 0
@@ -473,10 +476,10 @@ def test_a_volume_is_shown_slice_by_slice():
 
 
 class Checking(KnownSource):
-    def check(self, panel, target, rule, watch):
+    def check(self, panel, target, composite, watch):
         if panel == "broken":
             raise ValueError("cannot")
-        finding = {"name": "made again", "text": f"the same for {target}, {rule}", "holds": True}
+        finding = {"name": "made again", "text": f"the same for {target}, {composite}", "holds": True}
         return Checked("The map holds.", True, [finding], ["nothing"], [("another class", self._wave("x"))])
 
 
@@ -491,14 +494,14 @@ def checked(widget, panel):
 
 
 def test_a_map_is_checked_on_request():
-    widget = SaliencyWidget(Checking(32), selected=("lrp", "grad_x_input"), rule="epsilon", target=1)
+    widget = SaliencyWidget(Checking(32), selected=("lrp", "grad_x_input"), composite="epsilon", target=1)
     assert widget.wait(10) and widget.can_check
     widget._handle_custom_msg({"type": "check", "id": "lrp"}, [])
     found = checked(widget, "lrp")
     assert found["holds"] and found["verdict"] == "The map holds." and "for 1, epsilon" in found["findings"][0]["text"]
     picture = Image.open(io.BytesIO(base64.b64decode(found["pictures"][0]["src"].partition(",")[2])))
     assert picture.size == (32, 32) and np.asarray(picture).std() > 5
-    widget.rule = "gamma"  # another map: what was found does not hold for it
+    widget.composite = "gamma"  # another map: what was found does not hold for it
     assert widget.wait(10)
     assert "check" not in next(info for info in widget.panels if info["id"] == "lrp")
     with pytest.raises(InputError, match="no finished map"):
@@ -517,4 +520,32 @@ def test_progress_says_how_long_it_still_takes():
         left = widget.panels[0].get("left", "")
         time.sleep(0.02)
     assert re.fullmatch(r"~\d+ s", left)
+    widget.close()
+
+
+@pytest.mark.parametrize(("given", "kept"), [("grey", "gray"), ("gray", "gray"), ("colour", "color"), ("none", "none")])
+def test_backdrops_are_understood_in_both_spellings(given, kept):
+    widget, _ = make(backdrop=given)
+    assert widget.backdrop == kept
+    widget.backdrop = "color"
+    widget.backdrop = given
+    assert widget.backdrop == kept
+    widget.close()
+
+
+def test_a_look_is_one_row():
+    """Trait, page, saved page and the magic's argument are made of the table."""
+    shown, _ = make()
+    assert set(LOOKS) <= set(shown.keys) and set(LOOKS) <= set(shown.saved) and list(shown.looks) == list(LOOKS)
+    assert {name: getattr(shown, name) for name in LOOKS} == {name: look.default for name, look in LOOKS.items()}
+    line = " ".join(f"--{name} {look.default}" for name, look in LOOKS.items())
+    given = vars(parse_argstring(SaliencyMagics.saliency, f"m i {line}"))
+    assert {name: given[name] for name in LOOKS} == {name: look.default for name, look in LOOKS.items()}
+    shown.close()
+
+
+def test_the_older_name_of_the_composite():
+    widget, _ = make()
+    widget.rule = "gamma"
+    assert widget.composite == widget.rule == "gamma"
     widget.close()

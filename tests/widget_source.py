@@ -7,11 +7,11 @@ import time
 import numpy as np
 
 from saliency_lrp.widget import Channels, Map
-from saliency_lrp.widget.worker import Watch
+from saliency_lrp.widget.worker import Progress
 
 
 class KnownSource:
-    """Smooth signed maps that depend on method, class, rule and layer, and a slow method of 100 steps."""
+    """Smooth signed maps that depend on method, class, composite and layer, and a slow method of 100 steps."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class KnownSource:
         self.probabilities = np.exp(scores) / np.exp(scores).sum()
         self.classes = [f"thing {index}" for index in range(classes)]
         self.methods = list(methods)
-        self.rules = ["epsilon", "epsilon_plus", "gamma"]
+        self.composites = ["epsilon", "epsilon_plus", "gamma"]
         self.layers = ["stem", "block.0", "block.1"]
 
     def _wave(self, *what: object) -> np.ndarray:
@@ -38,26 +38,26 @@ class KnownSource:
         blob = np.exp(-((x - 0.5) ** 2 + (y - 0.4) ** 2) / 0.05)
         return (blob * np.sin(9 * x + 6.28 * phase) * np.cos(7 * y - 6.28 * phase)).astype(np.float32)
 
-    def lrp(self, target: int | None, rule: str) -> Map:
-        self.calls.append(("lrp", target, rule))
+    def lrp(self, target: int | None, composite: str) -> Map:
+        self.calls.append(("lrp", target, composite))
         account = {
             "summary": "98.7 % conserved",
             "rows": [["relevance in", "2.31"], ["absorbed by bias", "0.03"]],
             "text": "site  in  out\nconv1 2.31 2.28",
         }
-        return Map(self._wave("lrp", target, rule), account)
+        return Map(self._wave("lrp", target, composite), account)
 
-    def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]:
-        self.calls.append(("layer", name, target, rule))
+    def layer(self, name: str, target: int | None, composite: str) -> tuple[Map, Channels]:
+        self.calls.append(("layer", name, target, composite))
         entries = [{"index": index, "relevance": 1.0 / (index + 1), "share": 0.5 / (index + 1)} for index in (3, 1, 7)]
         maps = np.stack([self._wave(name, entry["index"])[::4, ::4] for entry in entries])
-        return Map(self._wave(name, target, rule)), Channels(entries, maps)
+        return Map(self._wave(name, target, composite)), Channels(entries, maps)
 
-    def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map:
-        self.calls.append(("concept", layer, channel, target, rule))
-        return Map(self._wave(layer, channel, target, rule))
+    def concept(self, layer: str, channel: int, target: int | None, composite: str) -> Map:
+        self.calls.append(("concept", layer, channel, target, composite))
+        return Map(self._wave(layer, channel, target, composite))
 
-    def method(self, name: str, target: int | None, watch: Watch) -> Map:
+    def method(self, name: str, target: int | None, watch: Progress) -> Map:
         self.calls.append((name, target))
         if name == "broken":
             raise ValueError("this method cannot do it")

@@ -189,7 +189,7 @@ class Explainer:
     ``__init__`` after `model`.
     """
 
-    #: whether results depend on random numbers, so that ``seed=<int>`` matters
+    #: whether results depend on random numbers, so that ``random_seed`` matters
     random = False
     #: how several inputs are explained: ``"together"``, ``"apart"`` (each with the others held), or not at all
     several: str | None = None

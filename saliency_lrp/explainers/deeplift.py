@@ -195,9 +195,9 @@ def by_element(name: str) -> bool:
     return bool(row.elementwise) or row.kind in ("product", "quotient") or name in SWITCHED
 
 
-def _normalised(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * torch.rsqrt(torch.square(centred).mean(dims, keepdim=True) + eps)
+def _normalized(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    centered = x - x.mean(dims, keepdim=True)
+    return centered * torch.rsqrt(torch.square(centered).mean(dims, keepdim=True) + eps)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -206,11 +206,11 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    return _affine(_normalised(x, list(range(-len(normalized_shape), 0)), eps), weight, bias)
+    return _affine(_normalized(x, list(range(-len(normalized_shape), 0)), eps), weight, bias)
 
 
 def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    groups = _normalised(x.reshape(len(x), num_groups, -1), [-1], eps).reshape(x.shape)
+    groups = _normalized(x.reshape(len(x), num_groups, -1), [-1], eps).reshape(x.shape)
     shape = (-1, *[1] * (x.ndim - 2))
     return _affine(groups, *(None if p is None else p.reshape(shape) for p in (weight, bias)))
 
@@ -233,8 +233,8 @@ def _instance_norm(
     if not use_input_stats:
         return torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     shape = (-1, *[1] * (x.ndim - 2))
-    normalised = _normalised(x.reshape(*x.shape[:2], -1), [-1], eps).reshape(x.shape)
-    return _affine(normalised, *(None if p is None else p.reshape(shape) for p in (weight, bias)))
+    normalized = _normalized(x.reshape(*x.shape[:2], -1), [-1], eps).reshape(x.shape)
+    return _affine(normalized, *(None if p is None else p.reshape(shape) for p in (weight, bias)))
 
 
 def _reset_linear(xh, r, weight, b_x, b_h):

@@ -37,6 +37,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..model.devices import knows_cheaply
 from ..sites.call import Call
 from ..sites.facts import NOTHING, TABLE, Facts, names, of, rows
 from ..sites.tag import AS_INPUT, BOUNDED, GATE, PLAIN
@@ -49,7 +50,7 @@ __all__ = ["AS_INPUT", "BOUNDED", "GATE", "NOTHING", "PLAIN", "TABLE", "Facts", 
 def number(value: Any) -> float | None:
     """A plain number, also as a tensor without axes on the CPU; None for what is not one, or not known for free."""
     if isinstance(value, Tensor):
-        known = value.dim() == 0 and value.device.type == "cpu" and not value.requires_grad and not value.is_complex()
+        known = value.dim() == 0 and knows_cheaply(value) and not value.requires_grad and not value.is_complex()
         return float(value) if known and not value.is_meta else None
     return float(value) if isinstance(value, int | float) else None
 

@@ -13,7 +13,6 @@ list of open frames: the next one finds that it no longer runs, and undoes its s
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import operator
 import sys
@@ -28,6 +27,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _pop_mode_temporarily, _push_mode
 
 from . import graph_free
+from .devices import random_states
 from .interrupts import Shields, deliver, delivering, unbroken
 from .unwrapped import named_modules
 
@@ -197,8 +197,9 @@ def see_calls_by(modes: list[Any]) -> None:
 
 
 def top_hooks() -> Any:
-    """The pair of hooks of saved tensors that is in force."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+    """The pair of hooks of saved tensors that is in force; None where torch (before 2.5) does not tell."""
+    ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if ask is None else ask(True)
 
 
 class Calling(Frame):
@@ -258,13 +259,8 @@ class AsFound(Frame):
 
     def _keep_random_state(self) -> None:
         """Torch's generators: the CPU's, and those of the devices that the model is on."""
-        state = torch.get_rng_state()
-        self.undoing(lambda: torch.set_rng_state(state))
-        for device in {p.device for m in self.modules for p in m._parameters.values() if p is not None}:
-            if device.type in ("cuda", "xpu", "mps"):
-                backend = getattr(torch, device.type)
-                where = () if device.type == "mps" else (device,)
-                self.undoing(functools.partial(backend.set_rng_state, backend.get_rng_state(*where), *where))
+        for back in random_states({p.device for m in self.modules for p in m._parameters.values() if p is not None}):
+            self.undoing(back)
 
 
 def as_found(model: nn.Module, modules: Iterable[nn.Module] | None = None, patched: bool = True) -> AsFound:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from .written import TAG
 
 #: Types of most attributes, in which no tensor can be.
-PLAIN = frozenset({bool, int, float, str, type(None)})
+SIMPLE = frozenset({bool, int, float, str, type(None)})
 
 #: What every module has.
 MODULE_TABLES = frozenset(vars(nn.Module()))
@@ -90,7 +90,7 @@ def renew(view: Tensor) -> None:
 def own_attributes(module: nn.Module) -> dict[str, Any]:
     """What is kept on a module under a name, and may be or contain a tensor."""
     table = vars(module)
-    return {name: value for name in table.keys() - MODULE_TABLES if type(value := table[name]) not in PLAIN}
+    return {name: value for name in table.keys() - MODULE_TABLES if type(value := table[name]) not in SIMPLE}
 
 
 def holds(value: Any, made: Callable[[Tensor], bool]) -> bool:
@@ -101,4 +101,4 @@ def holds(value: Any, made: Callable[[Tensor], bool]) -> bool:
         value = value.values()
     elif not isinstance(value, (list, tuple)):  # a union is slower, and this is asked of all attributes
         return False
-    return not PLAIN.issuperset(map(type, value)) and any(holds(v, made) for v in value)
+    return not SIMPLE.issuperset(map(type, value)) and any(holds(v, made) for v in value)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.devices import knows_cheaply
 from ..values import holds
 
 #: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
@@ -117,6 +118,6 @@ def message(a: Tensor, g: Tensor, last: bool = False) -> Tensor:
 
 def unmasked(x: Tensor, fill: float = 0.0) -> Tensor:
     """``x`` with ``fill`` for what is masked by −inf."""
-    if x.device.type == "cpu" and x.numel() and holds(lambda: x.amin() > -math.inf, unknown=False):
+    if knows_cheaply(x) and x.numel() and holds(lambda: x.amin() > -math.inf, unknown=False):
         return x  # asked of CPUs only: one cheap pass instead of several slow ones
     return torch.where(torch.isinf(x), fill, x)

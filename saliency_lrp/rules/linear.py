@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown_name
+from ..model.devices import knows_cheaply
 from ..values import holds
 from .arithmetic import (
     denominators,
@@ -186,7 +187,7 @@ def remainder(z: Tensor, up: Tensor) -> Tensor | None:
     None where rounding would count: some difference is small against ``up``. The question is not put to a GPU, which
     would have to be waited for.
     """
-    if up.device.type != "cpu":
+    if not knows_cheaply(up):
         return None
     down = torch.sub(z, up, alpha=1 - RELIABLE)
     return None if holds(lambda: down.amax() > 0, unknown=True) else torch.sub(z, up, out=down)

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from ..model.devices import knows_cheaply
 from ..rules.arithmetic import working
 from ..values import of_the_example
 
@@ -32,7 +33,7 @@ class Affine:
     def keeps_sign(self) -> bool:
         """Whether no scale is negative; a GPU is not asked, since it would have to be waited for."""
         with of_the_example():  # weights are the same for all inputs
-            return self.scale.device.type == "cpu" and not bool((self.scale < 0).any())
+            return knows_cheaply(self.scale) and not bool((self.scale < 0).any())
 
     @functools.cached_property
     def shift(self) -> Tensor:

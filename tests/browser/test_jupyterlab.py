@@ -181,10 +181,10 @@ class Lab:
         raise AssertionError("no cell of the notebook began to run")
 
     def asked(self) -> tuple[int, str]:
-        """The class and the rule that the controls show."""
+        """The class and the composite that the controls show."""
         return (
             int(self.page.get_by_label("Class", exact=True).input_value()),
-            self.page.get_by_label("LRP rule", exact=True).input_value(),
+            self.page.get_by_label("Composite", exact=True).input_value(),
         )
 
     def frame(self) -> None:
@@ -201,12 +201,16 @@ def opened(browser, lab):
 
 @pytest.fixture(scope="module")
 def truth():
-    """What the maps must be, computed in this process: (picture, function of class and rule)."""
+    """What the maps must be, computed in this process: (picture, function of class and composite)."""
     model, item = load_demo_model(), demo_images(3, seed=3)[2]
     x, _, _ = build_input(model, load_image(item.image))
     trace = RelevancePropagator(model).trace(x)
     first = int(trace.output.argmax())
-    return np.asarray(item.image), first, lambda target, rule: trace.relevance(target, composite=rule)[0].sum(0).numpy()
+    return (
+        np.asarray(item.image),
+        first,
+        lambda target, composite: trace.relevance(target, composite=composite)[0].sum(0).numpy(),
+    )
 
 
 def wait_for_pixels(notebook, panel: str, expected: np.ndarray, timeout: float = 60) -> None:
@@ -251,7 +255,7 @@ def test_dragging_opacity_sends_nothing(opened, truth):
 
 def test_another_rule_and_class_are_computed(opened, truth):
     picture, first, relevance = truth
-    opened.page.get_by_label("LRP rule", exact=True).select_option("epsilon")
+    opened.page.get_by_label("Composite", exact=True).select_option("epsilon")
     wait_for_pixels(opened, "lrp", blend(picture, relevance(first, "epsilon")))
     other = str((first + 3) % 10)
     opened.page.get_by_label("Find class").fill(f"digit {other}")
@@ -352,13 +356,13 @@ def shows(data, expected: np.ndarray) -> bool:
 
 def test_the_still_follows_the_view(opened, truth):
     picture, _, relevance = truth
-    opened.page.get_by_label("LRP rule", exact=True).select_option("epsilon")
+    opened.page.get_by_label("Composite", exact=True).select_option("epsilon")
     wait_for_pixels(opened, "lrp", blend(picture, relevance(opened.asked()[0], "epsilon")))
     opened.page.wait_for_timeout(2000)
     _, before = still_of(opened)
     target = opened.asked()[0]
     assert shows(before, blend(picture, relevance(target, "epsilon")))
-    opened.page.get_by_label("LRP rule", exact=True).select_option("epsilon_plus")
+    opened.page.get_by_label("Composite", exact=True).select_option("epsilon_plus")
     opened.page.get_by_label("Class", exact=True).select_option(str(truth[1]))
     wait_for_pixels(opened, "lrp", blend(picture, relevance(truth[1], "epsilon_plus")))
     opened.page.wait_for_selector("[data-panel=occlusion][data-state=done]", timeout=60000)
@@ -401,8 +405,8 @@ def colleague(opened, name: str, notebook, trust: bool, theme: str = ""):
 
 
 def expected_of(opened, truth) -> np.ndarray:
-    target, rule = opened.asked()
-    return blend(truth[0], truth[2](target, rule)).astype(int)
+    target, composite = opened.asked()
+    return blend(truth[0], truth[2](target, composite)).astype(int)
 
 
 def test_live_there_is_the_widget_and_nothing_else(opened):
@@ -439,8 +443,8 @@ def test_trusted_with_a_new_kernel_it_is_the_view(opened, truth):
     assert view.get_by_text("need a kernel").is_visible()
     view.get_by_label("Backdrop", exact=True).select_option("none")  # looking works
     page.wait_for_timeout(300)
-    target, rule = opened.asked()
-    expected = blend(truth[0], truth[2](target, rule), backdrop="none").astype(int)
+    target, composite = opened.asked()
+    expected = blend(truth[0], truth[2](target, composite), backdrop="none").astype(int)
     assert np.abs(frame_pixels(page, "lrp") - expected).max() <= 1
     page.close()
 
@@ -467,8 +471,8 @@ def test_converted_it_is_the_view(opened, browser, truth, tmp_path):
 def test_executed_by_nobody_and_converted_it_has_finished_maps(browser, truth, tmp_path):
     """As ``nbconvert --execute`` does: nobody watches, the kernel ends with the last cell."""
     nbclient = pytest.importorskip("nbclient")
-    cell = CELL.replace("wait=None", "wait=0") + "\nwidget.rule = 'epsilon'"
-    lines = cell.replace("\nwidget\n", "\ndisplay(widget)\n")  # and a rule that is asked for after it was shown
+    cell = CELL.replace("wait=None", "wait=0") + "\nwidget.composite = 'epsilon'"
+    lines = cell.replace("\nwidget\n", "\ndisplay(widget)\n")  # and a composite that is asked for after it was shown
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(lines)])
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
@@ -504,7 +508,7 @@ def test_a_page_loaded_again_finds_the_living_widget(opened):
     ],
 )
 def test_screenshots(browser, lab, name, theme, width):
-    cell = CELL.replace('composite="epsilon_plus"', 'composite="epsilon_plus", layer="features.9", backdrop="grey"')
+    cell = CELL.replace('composite="epsilon_plus"', 'composite="epsilon_plus", layer="features.9", backdrop="gray"')
     notebook = Lab(browser, lab, f"{name}.ipynb", [cell], width)
     if notebook.page.locator("#jp-left-stack").is_visible():
         notebook.command("application:toggle-left-area")
@@ -543,9 +547,9 @@ def test_a_kernel_that_is_gone_is_told(browser, lab):
     cell = CELL.replace('("lrp", "grad_x_input", "occlusion", "gradcam")', '("lrp", "gradcam")')
     notebook = Lab(browser, lab, "gone.ipynb", [cell])
     notebook.run()
-    assert notebook.page.get_by_label("LRP rule", exact=True).is_enabled()
+    assert notebook.page.get_by_label("Composite", exact=True).is_enabled()
     notebook.page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
     notebook.page.get_by_text("No kernel: run the cell again").wait_for(timeout=60000)
-    assert notebook.page.get_by_label("LRP rule", exact=True).is_disabled()
+    assert notebook.page.get_by_label("Composite", exact=True).is_disabled()
     assert notebook.page.get_by_label("Opacity", exact=True).is_enabled()
     notebook.context.close()

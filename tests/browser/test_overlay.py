@@ -22,7 +22,7 @@ SIX = ("lrp", "grad_x_input", "a", "b", "c", "d")
 
 def widget_of(size=64, selected=("lrp", "grad_x_input"), **options):
     source = KnownSource(size, methods=(*SIX, "slow", "broken"))
-    widget = SaliencyWidget(source, selected=selected, rule="epsilon", target=0, **options)
+    widget = SaliencyWidget(source, selected=selected, composite="epsilon", target=0, **options)
     assert widget.wait(20)
     return widget, source
 
@@ -59,7 +59,7 @@ def move(page, label, value):
         {"cmap": "coldnhot"},
         {"sign": "positive"},
         {"sign": "negative", "percentile": 95.0},
-        {"backdrop": "grey"},
+        {"backdrop": "gray"},
         {"backdrop": "none", "percentile": 100.0},
     ],
 )
@@ -77,9 +77,9 @@ def test_looking_costs_no_message(opened):
     page = opened(widget)
     move(page, "Opacity", 0.4)
     move(page, "Clip percentile", 95)
-    page.get_by_label("Colours", exact=True).select_option("PuOr_r")
+    page.get_by_label("Colors", exact=True).select_option("PuOr_r")
     page.get_by_label("Sign", exact=True).select_option("positive")
-    page.get_by_label("Backdrop", exact=True).select_option("grey")
+    page.get_by_label("Backdrop", exact=True).select_option("gray")
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     expected = blend(
         source.picture,
@@ -88,7 +88,7 @@ def test_looking_costs_no_message(opened):
         cmap="PuOr_r",
         sign="positive",
         percentile=95,
-        backdrop="grey",
+        backdrop="gray",
     ).astype(int)
     assert np.abs(canvas_pixels(page, "lrp")[..., :3] - expected).max() <= 1
     assert page.evaluate("sent") == []
@@ -164,7 +164,7 @@ def test_keyboard_moves_the_crosshair(opened):
     assert "x 34, y 41" in page.locator("[data-panel=grad_x_input] .saliency-readout").inner_text()
 
 
-def test_everything_is_labelled_and_reached_by_tab(opened):
+def test_everything_is_labeled_and_reached_by_tab(opened):
     widget, _ = widget_of()
     page = opened(widget)
     unnamed = page.evaluate("""() => [...document.querySelectorAll("input, select, button, canvas[role=img], textarea")]
@@ -181,13 +181,13 @@ def test_everything_is_labelled_and_reached_by_tab(opened):
         )
     assert {
         "Opacity",
-        "Colours",
+        "Colors",
         "Sign",
         "Clip percentile",
         "Backdrop",
         "Class",
         "Find class",
-        "LRP rule",
+        "Composite",
         "Layer",
         "Methods: 2 shown",
         "Copy as code",
@@ -200,7 +200,7 @@ def test_questions_go_to_the_kernel_and_answers_come_back(opened):
     widget, source = widget_of()
     page = opened(widget)
     page.get_by_label("Class", exact=True).select_option("3")
-    page.get_by_label("LRP rule", exact=True).select_option("gamma")
+    page.get_by_label("Composite", exact=True).select_option("gamma")
     page.get_by_label("Find class").fill("thing 11")
     page.keyboard.press("Enter")
     page.get_by_text("Methods: 2 shown").click()
@@ -208,7 +208,7 @@ def test_questions_go_to_the_kernel_and_answers_come_back(opened):
     asked = list(page.evaluate("sent"))
     assert [dict(change.items()) for change in asked] == [
         {"target": 3},
-        {"rule": "gamma"},
+        {"composite": "gamma"},
         {"target": 11},
         {"selected": ["lrp"]},
     ]
@@ -258,7 +258,7 @@ def test_layer_channels_and_concept(opened):
 
 def test_running_methods_show_progress_and_can_be_cancelled(opened):
     source = KnownSource(64, pause=0.02)
-    widget = SaliencyWidget(source, selected=("slow", "lrp"), rule="epsilon", target=0)
+    widget = SaliencyWidget(source, selected=("slow", "lrp"), composite="epsilon", target=0)
     while not any(info.get("done") for info in widget.panels):
         pass
     page = opened(widget)
@@ -319,7 +319,7 @@ def test_copy_as_code_names_the_view(opened):
         "cmap": "RdBu_r",
         "sign": "negative",
         "percentile": 99.5,
-        "backdrop": "grey",
+        "backdrop": "gray",
     }
 
 
@@ -352,7 +352,7 @@ def test_saved_html_lives_without_kernel_and_network(opened, browser, tmp_path, 
     saved.on("pageerror", lambda error: errors.append(str(error)))
     saved.goto(path.as_uri())
     saved.wait_for_selector("[data-panel=grad_x_input]")
-    assert not saved.get_by_label("LRP rule").is_visible()
+    assert not saved.get_by_label("Composite").is_visible()
     for opacity in (0.8, 0.3):
         move(saved, "Opacity", opacity)
         error = canvas_pixels(saved, "lrp")[..., :3] - blend(
@@ -382,8 +382,8 @@ def test_dark_theme_is_readable(opened):
         "node => { const s = getComputedStyle(node); return [s.color, s.backgroundColor]; }"
     )
 
-    def luminance(colour):
-        channels = np.array([int(part) for part in re.findall(r"\d+", colour)[:3]]) / 255
+    def luminance(color):
+        channels = np.array([int(part) for part in re.findall(r"\d+", color)[:3]]) / 255
         return np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ [
             0.2126,
             0.7152,
@@ -398,7 +398,7 @@ def test_dark_theme_is_readable(opened):
 
 
 class Dressed(KnownSource):
-    """Known maps with a frame, an outline, grouped rules, an account whose bars open layers, and checks."""
+    """Known maps with a frame, an outline, grouped composites, an account whose bars open layers, and checks."""
 
     def __init__(self, size=64):
         super().__init__(size, methods=(*SIX, "slow"))
@@ -406,13 +406,13 @@ class Dressed(KnownSource):
         self.truth_mask = np.zeros((size, size), bool)
         self.truth_mask[20:30, 10:40] = True
         self.truth = outline(self.truth_mask)
-        self.rules = ["epsilon", "epsilon_plus", "gamma"]
-        self.rule_groups = [
+        self.composites = ["epsilon", "epsilon_plus", "gamma"]
+        self.composite_groups = [
             ["Start here", [["epsilon", "a line on ε"], ["epsilon_plus", "a line on z⁺"]]],
             ["Other", [["gamma", "γ"]]],
         ]
 
-    def lrp(self, target, rule):
+    def lrp(self, target, composite):
         bars = [
             {"name": "the score", "kind": "score", "label": "100 %", "start": 0, "end": 1, "layer": ""},
             {
@@ -424,16 +424,16 @@ class Dressed(KnownSource):
                 "layer": "block.0",
             },
         ]
-        found = super().lrp(target, rule)
+        found = super().lrp(target, composite)
         return Map(found.values, {**found.account, "bars": bars, "verdict": "60 % arrived."})
 
-    def check(self, panel, target, rule, watch):
+    def check(self, panel, target, composite, watch):
         raise NotImplementedError
 
 
 @pytest.fixture
 def dressed(opened):
-    widget = SaliencyWidget(Dressed(), selected=("lrp", "grad_x_input"), rule="epsilon", target=0)
+    widget = SaliencyWidget(Dressed(), selected=("lrp", "grad_x_input"), composite="epsilon", target=0)
     assert widget.wait(20)
     return widget, opened(widget)
 
@@ -480,14 +480,14 @@ def test_the_bar_says_for_and_against_and_the_picture_where(dressed):
 
 def test_rules_are_few_first_and_more_on_request(dressed):
     _, page = dressed
-    rules = page.get_by_label("LRP rule", exact=True)
-    names = lambda: rules.locator("option").all_inner_texts()  # noqa: E731
+    composites = page.get_by_label("Composite", exact=True)
+    names = lambda: composites.locator("option").all_inner_texts()  # noqa: E731
     assert names() == ["epsilon", "epsilon_plus", "more…"] and page.get_by_text("a line on ε").is_visible()
-    rules.select_option("more…")
-    assert names() == ["epsilon", "epsilon_plus", "gamma"] and rules.input_value() == "epsilon"
+    composites.select_option("more…")
+    assert names() == ["epsilon", "epsilon_plus", "gamma"] and composites.input_value() == "epsilon"
     assert page.evaluate("sent") == []
-    rules.select_option("gamma")
-    assert page.evaluate("sent") == [{"rule": "gamma"}]
+    composites.select_option("gamma")
+    assert page.evaluate("sent") == [{"composite": "gamma"}]
 
 
 def test_a_bar_of_the_account_opens_its_layer(dressed):
@@ -549,7 +549,7 @@ def test_a_slider_goes_through_a_volume(opened):
     source.picture = np.stack([source.picture // (k + 1) for k in range(5)])
     flat = source._wave
     source._wave = lambda *what: np.stack([flat(*what) * k for k in (1, 4, 2, 3, 0.5)])
-    widget = SaliencyWidget(source, selected=("lrp",), rule="epsilon", target=0)
+    widget = SaliencyWidget(source, selected=("lrp",), composite="epsilon", target=0)
     assert widget.wait(20)
     page = opened(widget)
     values = widget.maps()["lrp"]
@@ -575,10 +575,10 @@ def test_a_map_without_a_sign_is_drawn_from_none_to_most(opened):
     source = KnownSource(48, methods=("lrp", "gradcam"))
     plain = source.method
     source.method = lambda *a: Map(np.abs(plain(*a).values), signed=False)
-    widget = SaliencyWidget(source, selected=("lrp", "gradcam"), rule="epsilon", target=0)
+    widget = SaliencyWidget(source, selected=("lrp", "gradcam"), composite="epsilon", target=0)
     assert widget.wait(20)
     page = opened(widget)
-    for backdrop in ("grey", "none"):
+    for backdrop in ("gray", "none"):
         page.get_by_label("Backdrop", exact=True).select_option(backdrop)
         page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         for panel, signed in (("lrp", True), ("gradcam", False)):

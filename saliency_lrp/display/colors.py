@@ -1,7 +1,7 @@
-"""The colours of a map: one formula for figures, the widget, streams and text.
+"""The colors of a map: one formula for figures, the widget, streams and text.
 
 A method decides whether its maps are signed, never the data: a signed map is drawn in a diverging table with zero in
-the middle, the magnitude of any other in a sequential one. Full colour is reached at a percentile of \\|R\\|, and the
+the middle, the magnitude of any other in a sequential one. Full color is reached at a percentile of \\|R\\|, and the
 opacity goes with the square root of \\|R\\|: a uniform opacity would whiten the picture where nothing is relevant.
 """
 
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from ..errors import unknown_name
 
-SIGNED_COLOURS = "RdBu_r"
-UNSIGNED_COLOURS = "viridis"
+SIGNED_COLORS = "RdBu_r"
+UNSIGNED_COLORS = "viridis"
 #: diverging tables that are offered by name
-DIVERGING = (SIGNED_COLOURS, "coolwarm", "PuOr_r", "seismic", "bwr", "coldnhot")
+DIVERGING = (SIGNED_COLORS, "coolwarm", "PuOr_r", "seismic", "bwr", "coldnhot")
 #: maps are clipped at this percentile of |R|, so that one extreme pixel does not hide the rest
 CLIP_PERCENTILE = 99.5
 #: of the most relevant pixels
@@ -30,12 +29,12 @@ SIGNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "negative": lambda t: np.minimum(t, 0),
 }
 BACKDROPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "colour": lambda picture, nothing: picture,
-    "grey": lambda picture, nothing: light_greys(picture),
+    "color": lambda picture, nothing: picture,
+    "gray": lambda picture, nothing: light_grays(picture),
     "none": lambda picture, nothing: np.broadcast_to(nothing, picture.shape),
 }
 _LUMA = np.array([0.299, 0.587, 0.114])
-_DARKEST = 70  # of the light greys
+_DARKEST = 70  # of the light grays
 
 
 def _half_up(values: np.ndarray) -> np.ndarray:
@@ -43,8 +42,8 @@ def _half_up(values: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def colour_table(name: str) -> np.ndarray:
-    """The 256 RGB colours of a colour map, (256, 3) uint8; a diverging one has zero in the middle.
+def color_table(name: str) -> np.ndarray:
+    """The 256 RGB colors of a color map, (256, 3) uint8; a diverging one has zero in the middle.
 
     Parameters
     ----------
@@ -60,14 +59,14 @@ def colour_table(name: str) -> np.ndarray:
     elif name in matplotlib.colormaps:
         table = matplotlib.colormaps[name].resampled(256)
     else:
-        raise unknown_name("colour map", name, [*DIVERGING, *matplotlib.colormaps])
-    colours = _half_up(table(np.arange(256))[:, :3] * 255)
-    colours.setflags(write=False)  # every caller gets the same one
-    return colours
+        raise unknown_name("color map", name, [*DIVERGING, *matplotlib.colormaps])
+    colors = _half_up(table(np.arange(256))[:, :3] * 255)
+    colors.setflags(write=False)  # every caller gets the same one
+    return colors
 
 
-def colour_limit(values: np.ndarray, percentile: float = CLIP_PERCENTILE) -> float:
-    """The magnitude that gets full colour: a percentile of \\|R\\|, or the maximum where that is 0."""
+def color_limit(values: np.ndarray, percentile: float = CLIP_PERCENTILE) -> float:
+    """The magnitude that gets full color: a percentile of \\|R\\|, or the maximum where that is 0."""
     magnitudes = np.abs(values)
     return float(np.percentile(magnitudes, percentile)) or float(magnitudes.max(initial=0.0))
 
@@ -79,20 +78,15 @@ def strengths(values: np.ndarray, limit: float, signed: bool = True) -> np.ndarr
 
 
 def paint(t: np.ndarray, table: np.ndarray, signed: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Colour (..., 3) uint8 and opacity in [0, 1] of scaled relevance; nothing is see-through."""
+    """Color (..., 3) uint8 and opacity in [0, 1] of scaled relevance; nothing is see-through."""
     share = (t + 1) / 2 if signed else t
     return table[np.floor(share * 255 + 0.5).astype(int)], np.sqrt(np.abs(t))
 
 
-def light_greys(picture: np.ndarray) -> np.ndarray:
-    """A picture, (H, W, 3) uint8, in light greys, so that the colours over it are the map's alone."""
-    grey = _half_up(_DARKEST + (picture @ _LUMA) * ((255 - _DARKEST) / 255))
-    return np.repeat(grey[..., None], 3, -1)
-
-
-def backdrop_name(name: Any) -> Any:
-    """The name of a backdrop as it is kept here; ``gray`` and ``color`` are understood."""
-    return {"gray": "grey", "color": "colour"}.get(name, name)
+def light_grays(picture: np.ndarray) -> np.ndarray:
+    """A picture, (H, W, 3) uint8, in light grays, so that the colors over it are the map's alone."""
+    gray = _half_up(_DARKEST + (picture @ _LUMA) * ((255 - _DARKEST) / 255))
+    return np.repeat(gray[..., None], 3, -1)
 
 
 def blend(
@@ -100,10 +94,10 @@ def blend(
     values: np.ndarray,
     *,
     opacity: float = OPACITY,
-    cmap: str = SIGNED_COLOURS,
+    cmap: str = SIGNED_COLORS,
     sign: str = "both",
     percentile: float = CLIP_PERCENTILE,
-    backdrop: str = "grey",
+    backdrop: str = "gray",
     signed: bool = True,
     limit: float | None = None,
 ) -> np.ndarray:
@@ -118,21 +112,21 @@ def blend(
     opacity : float
         Opacity of the most relevant pixels, 0 to 1.
     cmap, sign, backdrop : str
-        Colour map; ``both``, ``positive`` or ``negative``; ``colour``, ``grey`` or ``none``.
+        Color map; ``both``, ``positive`` or ``negative``; ``color``, ``gray`` or ``none``.
     percentile : float
-        Percentile of \\|R\\| that gets full colour.
+        Percentile of \\|R\\| that gets full color.
     signed : bool
         Whether the map has a sign. If not, `cmap` and `sign` do not matter.
     limit : float, optional
-        Magnitude that gets full colour, instead of the percentile: so slices of one volume compare.
+        Magnitude that gets full color, instead of the percentile: so slices of one volume compare.
 
     Returns
     -------
     numpy.ndarray
         (H, W, 3) uint8.
     """
-    table = colour_table(cmap if signed else UNSIGNED_COLOURS)
-    t = strengths(values, colour_limit(values, percentile) if limit is None else limit, signed)
-    colours, alpha = paint(SIGNS[sign](t) if signed else t, table, signed)
-    ground = BACKDROPS[backdrop_name(backdrop)](picture, table[128 if signed else 0]).astype(float)
-    return np.rint(ground + opacity * alpha[..., None] * (colours - ground)).astype(np.uint8)
+    table = color_table(cmap if signed else UNSIGNED_COLORS)
+    t = strengths(values, color_limit(values, percentile) if limit is None else limit, signed)
+    colors, alpha = paint(SIGNS[sign](t) if signed else t, table, signed)
+    ground = BACKDROPS[backdrop](picture, table[128 if signed else 0]).astype(float)
+    return np.rint(ground + opacity * alpha[..., None] * (colors - ground)).astype(np.uint8)
