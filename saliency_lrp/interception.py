@@ -452,9 +452,8 @@ class Interceptor(TorchFunctionMode):
     def enter(self, leaf: Tensor) -> Tensor:
         """The tensor that the model gets for an input (or embedding) at which relevance is read."""
         self.roots.append(leaf)
-        t = leaf.clone()
         tag = Tag(self.token)
-        tag.final = self.form.early
+        t, tag.final = self.form.enter(leaf)
         return self.tag(t, tag)
 
     def tag_routed(self, call: Call, out: Any) -> Any:

@@ -5,9 +5,10 @@ x · Jᵀc sums to f · c, in proportion to contributions, which is LRP-0. Biase
 So most calls run as they are: nothing is recorded or kept, and no Python runs in the backward pass. The rule of a site,
 asked in the forward pass, says which do not (:data:`TREATMENTS`).
 
-Close to the model's input, before the first function that does more than move and scale values, relevance itself is
-carried (``Tag.final``): there rules may give relevance to a zero. Where such a rule stands elsewhere, or anything else
-has no coefficient, :class:`NoCoefficient` is raised, and the explanation is made in the reference form.
+A rule may give relevance to a zero where it reads the model's input: where a composite has such rules, relevance itself
+is carried there, before the first function that does more than move and scale values (``Tag.final``). Where such a rule
+stands elsewhere, or anything else has no coefficient, :class:`NoCoefficient` is raised, and the explanation is made in
+the reference form.
 """
 
 from __future__ import annotations
@@ -43,8 +44,16 @@ class CoefficientForm:
         self.reference = ReferenceForm()
         self.linear_count = 0
         self._natively: dict[str, bool] = {}
+        #: whether relevance itself is carried close to the input: some rule might give it to a zero there
+        self.final = not all(has_coefficient(rule) for _, rule in (*composite.rows, *composite.base))
 
     # ------------------------------------------------------------------ what handlers ask for
+
+    def enter(self, leaf: Tensor) -> tuple[Tensor, bool]:
+        """What the model gets for an input, and whether relevance itself is carried there."""
+        if self.final or leaf.is_complex() or leaf.layout is not torch.strided:
+            return leaf.clone(), True
+        return ToRelevance.make(leaf).clone(), False
 
     def refuse(self, why: str) -> None:
         """Give up: the explanation needs the reference form."""
@@ -473,6 +482,11 @@ def attention(form: CoefficientForm, call: Call, site: Any, tensors: list[Tensor
         operands.append(t)
     rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
     return call.func(*operands, *held(call.args[3:], []), **held_by_name(rest, []))
+
+
+def has_coefficient(rule: Rule) -> bool:
+    """Whether a rule has a coefficient whatever the site, as far as its kind of function has one."""
+    return type(rule) in (*TREATMENTS, product.Unrolled) and getattr(rule, "bias", "keep") == "keep"
 
 
 #: Rules with a way of their own to hand a coefficient on; subclasses count as rules of their own.

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..sites.site import iter_tensors
+from ..sites.tag import tag_of
 from ..values import holds, of_the_example
 
 if TYPE_CHECKING:
@@ -316,6 +317,9 @@ class IdFollower:
         self.active = True
         names = frozenset({self.floats[0] if len(self.floats) == 1 else "a float input"})
         if only_moved(source) and not out.is_floating_point():
+            tag = tag_of(source)
+            if tag is not None and not tag.final:  # what is handed on along the trail is relevance
+                self.interceptor.form.refuse("values of a float input become ids")
             return self.put(out, source, names)
         return self.put(out, None, names, lost=self.where(name))
 
@@ -761,7 +765,8 @@ MOVES = frozenset(
     "SliceBackward0 SelectBackward0 IndexBackward0 IndexSelectBackward0 GatherBackward0 SplitBackward0 "
     "SplitWithSizesBackward0 UnbindBackward0 NarrowBackward0 PermuteBackward0 TransposeBackward0 TBackward0 "
     "ExpandBackward0 SqueezeBackward0 SqueezeBackward1 UnsqueezeBackward0 CatBackward0 StackBackward0 "
-    "AsStridedBackward0 RepeatBackward0 FlipBackward0 RollBackward0 MaskedSelectBackward0 ToCopyBackward0".split()
+    "AsStridedBackward0 RepeatBackward0 FlipBackward0 RollBackward0 MaskedSelectBackward0 ToCopyBackward0 "
+    "ToRelevanceBackward".split()  # at an input, in the coefficient form
 )
 
 

@@ -122,6 +122,10 @@ class ReferenceForm:
     early = False
     linear_count = 0
 
+    def enter(self, leaf: Tensor) -> tuple[Tensor, bool]:
+        """What the model gets for an input, and whether relevance is carried there where other places have another."""
+        return leaf.clone(), False
+
     def before_native(self, call: Call) -> None:
         """A call is about to run as it is."""
 

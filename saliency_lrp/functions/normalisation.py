@@ -74,7 +74,9 @@ class NormalisationSite(Site):
         """The call's output and :meth:`inverse_of` its input: by one kernel, where torch has one that tells both."""
         if self.fused is None or not runs_again_alike(x):
             return run(), self.inverse_of(x)
-        return self.fused(x)
+        out, inverse = self.fused(x)
+        # CPUs round the statistics of half-precision inputs to half precision, too
+        return out, inverse if working(inverse) is inverse else self.inverse_of(x)
 
     def inverse_deviation(self, x: Tensor) -> Tensor:
         """``1 / sqrt(mean(x²) + eps)``; by norms, which CPUs find a hundred times faster than variances."""
