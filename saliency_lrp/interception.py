@@ -36,7 +36,7 @@ from .model.as_found import calls_seen_by, finish_detours, see_calls_by
 from .model.interrupts import delivering
 from .model.written import TAG, Written
 from .report import Account
-from .rules import Gradient, Rule, vanishes
+from .rules import Gradient, Rule
 from .sites.call import Call
 from .sites.site import OUTPUT, Held, Site, iter_tensors
 from .sites.tag import Tag
@@ -135,16 +135,13 @@ class Binding:
         self.composite = composite
         self.unknown = unknown
         self.names = names
-        #: what the composite that was chosen before the forward pass asks of activations
-        self.needs_preactivation = composite.needs_preactivation
+        #: whether the composite that was chosen before the forward pass has rules for ReLUs
         self.seeks_rectifiers = composite.seeks_rectifiers
         self.account: Account | None = None
         self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
         #: how many maps the backward pass makes at once
         self.maps = 1
-        #: whether relevance has been 0 wherever an activation is 0, so far in this backward pass
-        self.vanishing = False
         #: whether sites keep what they need for another backward pass
         self.retain = True
         self.unknown_sites: dict[int, Site] = {}
@@ -175,13 +172,6 @@ class Binding:
         rule = self._rules.get(site)
         if rule is None:
             rule = self._rules[site] = self.composite.rule_for(site)
-        return rule
-
-    def use_rule(self, site: Site) -> Rule:
-        """The rule of a site that relevance has reached."""
-        rule = self.rule_for(site)
-        if self.vanishing and not vanishes(rule, site):
-            self.vanishing = False  # sites further up need their own outputs
         return rule
 
     def report_unknown(self, site: Site) -> None:
@@ -242,8 +232,6 @@ class Interceptor(TorchFunctionMode):
         #: how many calls took values out of the graph, and which of them values that depend on the input
         self.leaving = 0
         self.exits: dict[int, Exit] = {}
-        #: whether something runs as it is that may send relevance to an activation that is 0
-        self.opaque = False
 
     def __enter__(self) -> Self:
         self._modes_before.append(calls_seen_by())
@@ -378,10 +366,14 @@ class Interceptor(TorchFunctionMode):
     def read(self, t: Tensor, site: Site) -> None:
         """Another call reads what a site made: a ReLU is then not all that relevance comes back from."""
         site.before = None
-        if site.cut:
-            with torch._C.DisableTorchFunction():
-                site.result, site.cut = t.detach(), False
-            self.remember(site.result, site, OUTPUT)
+        if site.rectified:
+            self.keep_itself(t, site)
+
+    def keep_itself(self, t: Tensor, site: Site) -> None:
+        """A site's output, not what a ReLU made of it, is what the site keeps."""
+        with torch._C.DisableTorchFunction():
+            site.result, site.rectified = t.detach(), False
+        self.remember(site.result, site, OUTPUT)
 
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
@@ -422,7 +414,7 @@ class Interceptor(TorchFunctionMode):
         """Name what was computed where no call could be seen."""
         if not found.foreign:
             return
-        self.send_to_zeros("a function whose calls cannot be seen")
+        self.form.refuse("a function whose calls cannot be seen")
         unseen = []
         for node in found.foreign:
             if is_custom(node):
@@ -537,7 +529,7 @@ class Interceptor(TorchFunctionMode):
         if call.inplace:
             results.append(call.args[0])
         if any(t.requires_grad for t in results):
-            self.send_to_zeros(f"{call.name}, which is not in the table of functions")
+            self.form.refuse(f"{call.name}, which is not in the table of functions")
             self.unknown_call(call.name, "its results cannot be given a rule of their own")
             depth = max(getattr(a, TAG).depth for a in call.activations)
             for t in results:
@@ -545,11 +537,6 @@ class Interceptor(TorchFunctionMode):
                     mark(t, self.token, depth)
                     self.tag(t, Tag(self.token, depth=depth))
         return out
-
-    def send_to_zeros(self, what: str) -> None:
-        """Something runs as it is that may send relevance to an activation that is 0."""
-        self.opaque = True
-        self.form.refuse(what)
 
     def unknown_call(
         self, name: str, why: str, how: str = "relevance passes it like a gradient", path: str | None = None

@@ -13,14 +13,15 @@ the reference form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..composites import Composite
-from ..rules import Rule, activation, any_site, batch_norm, linear, product, vanishes
+from ..rules import Rule, activation, any_site, linear, product
 from ..rules.arithmetic import GUARD, divide, measured_over, working
 from ..sites.call import Call
 from ..sites.site import OUTPUT, Site
@@ -58,6 +59,24 @@ class CoefficientForm:
     def refuse(self, why: str) -> None:
         """Give up: the explanation needs the reference form."""
         raise NoCoefficient(why)
+
+    @contextlib.contextmanager
+    def rectifying(self, call: Call) -> Iterator[list[Any]]:
+        """Around a ReLU that alone reads what a site made: its result takes the place of the site's.
+
+        No coefficient comes back to what it cuts off, so that the site needs that for nothing; and so an in-place ReLU
+        has nothing copied.
+        """
+        tag = tag_of(call.activations[0])
+        before = tag.site if call.name == "relu" and tag is not None and tag.readers == 1 else None
+        results: list[Any] = []
+        if before is None or not before.rectifiable or before.superseded:
+            yield results
+            return
+        before.result = None
+        yield results
+        before.result, before.rectified = results[0].detach(), True
+        call.interceptor.remember(before.result, before, OUTPUT)
 
     def before_native(self, call: Call) -> None:
         """Values that are moved together carry the same thing."""
@@ -145,7 +164,6 @@ class CoefficientForm:
 
     def native(self, call: Call, site: Any, tensors: list[Tensor]) -> Any:
         """The call as it is, with all but these tensors constant."""
-        site.rectifiable = site.cheap = False  # nothing of it is kept
         if call.inplace:
             call.interceptor.before_write(call.args[0])
         if site.family == "dense" and not tensors[0].is_contiguous():
@@ -157,7 +175,7 @@ class CoefficientForm:
         """A result that runs as it is, with a stabiliser, which wants its value."""
         if out.is_complex():
             self.refuse(f"complex values with a stabiliser at {site.describe()}")
-        site.rectifiable = type(site).rectifiable and not relative
+        site.rectifiable = site.family != "dense" and site.kind in ("linear", "sum") and not relative
         site.result = out.detach()
         call.interceptor.remember(site.result, site, OUTPUT)
         return Stabilized.make(out, site, epsilon, measured_over(site, relative), call.inplace)
@@ -171,6 +189,7 @@ class CoefficientForm:
             self.refuse(f"{rule!r} at {site.describe()} may give relevance to zeros")
         if any(t.is_complex() for t in tensors):
             self.refuse(f"complex values at {site.describe()}")
+        site.rectifiable = isinstance(rule, linear.LinearRule) and not rule.relative and site.family != "dense"
         out = self.reference.registered(
             call, site, tensors, gate, nonnegative, acting=lambda s: Bridge(s, rule, final, self.composite)
         )
@@ -225,7 +244,7 @@ class Bridge:
         self.composite = composite
         #: outputs of a site that has several; what the model writes over is replaced by a copy (``remember``)
         self.saved: list[Tensor | None] = []
-        self.kind, self.index, self.parents, self.keeps_output = site.kind, site.index, site.parents, site.keeps_output
+        self.kind, self.index = site.kind, site.index
 
     @property
     def result(self) -> Tensor | None:
@@ -313,13 +332,7 @@ def gives_zeros_nothing(rule: Rule, site: Site, composite: Composite) -> bool:
     if isinstance(rule, product.Unrolled):
         steps = (Step(site, "linear", "dense"), Step(site, "sum", ""))
         return all(gives_zeros_nothing(composite.rule_for(s), s, composite) for s in steps)  # type: ignore[arg-type]
-    if isinstance(rule, linear.Rectified):
-        return gives_zeros_nothing(rule.then, site, composite)
-    if isinstance(rule, batch_norm.SplitBatchNorm) and site.family == "batch_norm":
-        return gives_zeros_nothing(rule.rule, site, composite)
-    if isinstance(rule, batch_norm.SplitBatchNorm | batch_norm.BatchNormReverse):
-        return gives_zeros_nothing(rule.then, site, composite)
-    return vanishes(rule, site)
+    return rule.keeps_zeros(site)
 
 
 class Step:
@@ -378,7 +391,6 @@ def proportional(form: CoefficientForm, call: Call, site: Any, tensors: list[Ten
         site.native = True
         return form.native(call, site, [call.arg(0, "input")] if site.batch_norm is not None else tensors)
     if site.kind == "normalisation":
-        site.cheap = False
         out = Normalized.make(tensors[0], site, lambda: call.func(*call.args, **call.kwargs))
     else:
         out = form.native(call, site, tensors)

@@ -14,7 +14,6 @@ never_negative ``f(a) ≥ 0`` wherever it is defined
 keeps_sign     ``f(a) ≥ 0`` where all tensors that it reads are ≥ 0
 average        the weights of a sum are the same, or add up to one, for every output
 pooling        it runs over windows of an image, a series or a volume
-from_output    whether a value was let through can be told from the output (so that the input need not be kept)
 rectifier      it is ``max(a, 0)``, or that with a bound above
 maximum        the largest value of each window, group or axis is let through
 matrix_product ``a @ b`` of its first two arguments
@@ -192,8 +191,8 @@ MOVES = "homogeneous zero_to_zero keeps_sign"
 
 # ------------------------------------------------------------------------------------------------ activations
 
-rows("activation", "relu", "elementwise homogeneous zero_to_zero never_negative from_output rectifier")
-rows("activation", "relu6", "elementwise zero_to_zero never_negative from_output rectifier")
+rows("activation", "relu", "elementwise homogeneous zero_to_zero never_negative rectifier")
+rows("activation", "relu6", "elementwise zero_to_zero never_negative rectifier")
 rows("activation", "leaky_relu", "elementwise homogeneous zero_to_zero keeps_sign")
 rows("activation", "prelu", "elementwise zero_to_zero keeps_sign", homogeneous=has_constant(1, "weight"))
 rows(

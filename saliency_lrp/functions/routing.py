@@ -58,7 +58,7 @@ def routing_one_by_one(call: Call) -> Any:
 @kind("soft maximum")
 def soft_maximum(call: Call) -> Any:
     """A soft winner takes all: its gradient is a softmax, which sums to one."""
-    call.interceptor.send_to_zeros(call.name)
+    call.interceptor.form.refuse(call.name)
     return routing(call)
 
 

@@ -37,20 +37,6 @@ class AddSite(SumSite):
         super().__init__(call)
         self.weights = weights
 
-    #: an addition costs less than keeping its result, which models often go on to write into
-    keeps_output = False
-    rectifiable = True
-
-    @property
-    def output(self) -> Tensor:
-        if self.result is not None and (self.rectified or not self.cut):
-            return self.result  # a ReLU's output, say, which others keep as well
-        return self.computed_output()
-
-    def computed_output(self) -> Tensor:
-        (left, right), (x, y) = self.weights, self.inputs
-        return torch.add(x if left == 1 else x * left, y, alpha=right)
-
     @property
     def takes_several(self) -> bool:  # type: ignore[override]
         return self.inputs[0].shape == self.inputs[1].shape

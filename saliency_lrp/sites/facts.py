@@ -27,7 +27,6 @@ class Facts:
     keeps_sign: Claim = False
     average: Claim = False
     pooling: Claim = False
-    from_output: Claim = False
     rectifier: Claim = False
     maximum: Claim = False
     matrix_product: Claim = False
