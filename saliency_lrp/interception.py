@@ -20,10 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
 from .engine.coefficient import CoefficientForm
-from .engine.ids import CASTS, SHAPES, IdFollower
+from .engine.ids import IdFollower
 from .engine.inner_gradients import is_backward, next_gradient
 from .engine.reference import ReferenceForm
-from .engine.second_look import LEAVES_GRAPH, Exit
+from .engine.second_look import Exit
 from .errors import InputError
 from .functions import HANDLERS, custom, facts
 from .functions.by_hand import can_be_normed
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 
 #: Why a call can be missing.
 UNSEEN = "computed where no call can be seen: a scripted or traced function, torch.vmap or torch.func, another thread"
-
-#: What would have something run, or be kept, when relevance reaches a tensor.
-HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 
 
 # ------------------------------------------------------------------------------------------------ names of functions
@@ -98,7 +95,7 @@ class Entry:
         self.inplace_position = inplace_position(func)
         self.name = bare
         self.is_backward = is_backward(func)
-        self.leaves_graph = name in LEAVES_GRAPH
+        self.leaves_graph = name in facts.LEAVES_GRAPH
         handler = HANDLERS.get(func) or HANDLERS.get(name) or HANDLERS.get(bare)
         if handler is None and name.endswith((".get", ".set", ".delete")):
             handler = constant
@@ -108,8 +105,8 @@ class Entry:
         #: whether relevance ends here and nothing is written: sizes, comparisons, ...
         self.asks_only = self.handler is constant and not self.always_inplace
         #: whether an activation may become ids by it; whether it looks at shapes alone
-        self.makes_ids = bare in CASTS
-        self.reads_no_values = name in SHAPES
+        self.makes_ids = bare in facts.CASTS
+        self.reads_no_values = name in facts.SHAPES
         row = facts.of(func, bare)
         #: whether it moves the values of one tensor and nothing else has to be looked at
         self.moves = row.kind == "routing" and row.gate == facts.AS_INPUT and row.keeps_sign is True
@@ -294,7 +291,7 @@ class Interceptor(TorchFunctionMode):
     def without_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Any other call: of activations, parameters and constants."""
         if entry.asks_only:
-            if entry.name in HOOKS and args[0].requires_grad:
+            if entry.name in facts.HOOKS and args[0].requires_grad:
                 return RemovableHandle(OrderedDict())  # the model's hooks are about gradients, not relevance
             with torch.no_grad():
                 out = func(*args, **kwargs)

@@ -416,19 +416,11 @@ def passing(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor]
     site.gives_zeros = not site.keeps_zero and not tag_of(x).smooth  # type: ignore[union-attr]
     if call.inplace:
         call.interceptor.before_write(call.args[0])
-    later = site.op in STATISTICS
-    out = Ratio.make(x, site, lambda: call.func(*call.args, **call.kwargs), call.inplace, later)
+    out = Ratio.make(x, site, lambda: call.func(*call.args, **call.kwargs), call.inplace, call.says("statistic"))
     if out.shape != x.shape:
         site.saved = [x.detach()]
         site.pass_through(out)  # says what is wrong
     return out
-
-
-#: Activations that relevance seldom passes: parts of statistics, and gates.
-STATISTICS = frozenset(
-    "pow square exp exp2 sqrt rsqrt reciprocal log log2 log10 log1p sigmoid hardsigmoid expit __pow__ div divide "
-    "true_divide __rdiv__ __rtruediv__ sin cos".split()
-)
 
 
 def uniform(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor], rule: Any) -> Any:

@@ -16,7 +16,7 @@ from .registry import kind
 
 @kind("routing")
 def routing(call: Call) -> Any:
-    if call.name in by_hand.LIMITS and len(call.activations) == 1:
+    if call.facts.limit and len(call.activations) == 1:
         return limited(call, call.activations[0])
     return moved(call)
 

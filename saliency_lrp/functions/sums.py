@@ -88,20 +88,10 @@ class CompleteSum(SumSite):
         return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(self.inputs, self.vjp(share), strict=True))
 
 
-#: Functions that add two operands: what each counts.
-SIGNS = {
-    "add": (1.0, 1.0),
-    "sub": (1.0, -1.0),
-    "subtract": (1.0, -1.0),
-    "rsub": (-1.0, 1.0),
-    "__rsub__": (-1.0, 1.0),
-}
-
-
 @kind("addition")
 def addition(call: Call) -> Any:
     x, y, alpha = call.arg(0, "input"), call.arg(1, "other"), call.kwargs.get("alpha", 1)
-    left, right = SIGNS.get(call.name, (1.0, 1.0))
+    left, right = call.facts.signs
     if call.name == "rsub":
         left *= alpha
     else:
