@@ -53,12 +53,15 @@ class NormalisationSite(Site):
 
     def vjp_with(self, c: Tensor, inverse: Tensor) -> Tensor:
         """The transposed Jacobian, with what :meth:`inverse_of` gave."""
-        g = (working(c) if self.gain is None else c * working(self.gain)).reshape(self.shape)
+        if self.gain is None:
+            g = working(c).reshape(self.shape)
+            return ((g - g.mean(self.axes, keepdim=True)).mul_(inverse) if self.centred else g * inverse).reshape(
+                c.shape
+            )
+        g = (c * working(self.gain)).reshape(self.shape)  # of its own: written over
         if self.centred:
-            g = (g - g.mean(self.axes, keepdim=True)).mul_(inverse)
-        else:
-            g = g * inverse
-        return g.reshape(c.shape)
+            g.sub_(g.mean(self.axes, keepdim=True))
+        return g.mul_(inverse).reshape(c.shape)
 
     def inverse_of(self, x: Tensor) -> Tensor:
         """``1 / sqrt(var + eps)``, shaped to broadcast against x in ``shape``."""
