@@ -53,7 +53,7 @@ def test_what_goes_around_does_not_pass(name, batch):
 
     x = noise(batch, 1, 6, 6)
     trace = trace_of(run, x, c1=conv(1, 4), c2=conv(4, 4))
-    model = trace._model
+    model = trace.recording.model
     arrived = trace.layer_relevance("c2", 1)
     total = 0
     for k in range(4):
@@ -123,8 +123,8 @@ def test_a_module_that_runs_twice_masks_both_times_and_is_passed_once_at_least()
     full = trace.relevance(1)
     around = x * 0
     leaf = x.clone().requires_grad_()
-    h = trace._model.c1(leaf).relu()
-    around = (torch.autograd.grad(trace._model.out(h.mean((2, 3)))[:, 1].sum(), leaf)[0] * leaf).detach()
+    h = trace.recording.model.c1(leaf).relu()
+    around = (torch.autograd.grad(trace.recording.model.out(h.mean((2, 3)))[:, 1].sum(), leaf)[0] * leaf).detach()
     close(trace.relevance(1, condition={"c2": range(4)}), full - around)
 
 

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 pytest.importorskip("expecttest")
 from torch.testing._internal.common_methods_invocations import op_db
 
+from saliency_lrp.engine.interception import canonical_name
 from saliency_lrp.errors import InputError
 from saliency_lrp.functions import facts
-from saliency_lrp.interception import canonical_name
 from saliency_lrp.sites.call import Call
 
 #: How many samples of an operator are tried.

@@ -22,10 +22,8 @@ ORDER = (
     "as_written rules text timeseries",
     "composites sites",
     "functions",
-    "audit constants",
+    "constants",
     "engine",
-    "interception",
-    "places",
     "propagator",
     "compiled dataset explainers inverter_util language",
     "evaluation question ray_dataset results",
@@ -193,7 +191,7 @@ def what_the_map_shows() -> set[str]:
 
 
 #: Rooms that deal with torch functions, and the one file of theirs that knows them by name.
-ENGINE = "audit composites engine explainers functions interception places propagator rules sites".split()
+ENGINE = "composites engine explainers functions propagator rules sites".split()
 FACTS = "saliency_lrp.functions.facts"
 
 

@@ -474,7 +474,7 @@ def test_pictures_of_integers_are_explained(cast, dtype):
 
 def test_a_model_without_integers_pays_nothing():
     trace = RelevancePropagator(nn.Linear(3, 2), EXACT).trace(noise(2, 3).float())
-    assert not trace._interceptor.ids.active
+    assert not trace.recording.interceptor.ids.active
 
 
 def test_no_warning_of_python_comes_with_following():

@@ -393,7 +393,7 @@ def test_nothing_outlives_a_trace():
         trace.layer_relevance(["a", "b"], 1)
         trace.relevance(lambda out: out[:, 0], account=True)
         trace.report()
-        kept = [weakref.ref(o) for o in (trace, *trace.sites, trace.binding, trace._interceptor)]
+        kept = [weakref.ref(o) for o in (trace, *trace.sites, trace.binding, trace.recording.interceptor)]
         assert all(ref() is not None for ref in kept)
         del trace
         assert [ref() for ref in kept if ref() is not None] == []

@@ -334,7 +334,7 @@ def test_the_output_holds_no_graph():
     assert type(trace.output) is Output and not holds_graph(trace.output)
     assert not holds_graph(vars(trace.output))
     trace.relevance(0, retain=False)
-    assert trace._raw is None and torch.equal(trace.output.logits, net(noise(2, 3)).logits.detach())
+    assert trace.recording.raw is None and torch.equal(trace.output.logits, net(noise(2, 3)).logits.detach())
     with pytest.raises(InputError, match="retain=False"):
         trace.relevance(1)
 

@@ -213,6 +213,23 @@ class Arguments:
         return tuple(R for _, R in explained)
 
 
+def stacked(maps: Sequence[Any]) -> Any:
+    """Several maps as one with a first axis more: of a tensor, or of each in a dict or a tuple."""
+    if isinstance(maps[0], dict):
+        return {name: torch.stack([R[name] for R in maps]) for name in maps[0]}
+    if isinstance(maps[0], tuple):
+        return tuple(torch.stack(values) for values in zip(*maps, strict=True))
+    return torch.stack(list(maps))
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether ``forward`` has a parameter of this name."""
+    try:
+        return name in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return False
+
+
 def positional_names(model: nn.Module, count: int) -> list[str]:
     """The names that ``forward`` gives its positional arguments; ``input k`` where it gives none."""
     try:

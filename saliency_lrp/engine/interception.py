@@ -17,32 +17,31 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import InputError
+from ..functions import HANDLERS, custom, facts
+from ..functions.by_hand import can_be_normed
+from ..functions.opened import open_up, opened
+from ..functions.rectifiers import rectified, remember_sources
+from ..functions.registry import LOOKED_UP
+from ..functions.routing import constant
+from ..functions.unknown import unknown
+from ..model.as_found import calls_seen_by, finish_detours, see_calls_by
+from ..model.interrupts import delivering
+from ..model.written import TAG, Written
+from ..sites.call import Call
+from ..sites.site import OUTPUT, Held, Site, iter_tensors
+from ..sites.tag import Tag
 from .audit import Origin, is_custom, mark, operations, origin
-from .composites import Composite
-from .engine.coefficient import CoefficientForm
-from .engine.ids import IdFollower
-from .engine.inner_gradients import is_backward, next_gradient
-from .engine.reference import ReferenceForm
-from .engine.second_look import Exit
-from .errors import InputError
-from .functions import HANDLERS, custom, facts
-from .functions.by_hand import can_be_normed
-from .functions.opened import open_up, opened
-from .functions.rectifiers import rectified, remember_sources
-from .functions.registry import LOOKED_UP
-from .functions.routing import constant
-from .functions.unknown import unknown
-from .model.as_found import calls_seen_by, finish_detours, see_calls_by
-from .model.interrupts import delivering
-from .model.written import TAG, Written
-from .report import Account
-from .rules import Gradient, Rule
-from .sites.call import Call
-from .sites.site import OUTPUT, Held, Site, iter_tensors
-from .sites.tag import Tag
+from .coefficient import CoefficientForm
+from .ids import IdFollower
+from .inner_gradients import is_backward, next_gradient
+from .reference import ReferenceForm
+from .second_look import Exit
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .binding import Binding
 
 #: Why a call can be missing.
 UNSEEN = "computed where no call can be seen: a scripted or traced function, torch.vmap or torch.func, another thread"
@@ -120,68 +119,6 @@ class Entry:
             return True
         k = self.inplace_position
         return k is not None and bool(kwargs.get("inplace", args[k] if len(args) > k else False))
-
-
-# ------------------------------------------------------------------------------------------------ binding
-
-
-class Binding:
-    """What is decided at the time of the backward pass: the composite, and whether an account is kept."""
-
-    def __init__(self, composite: Composite, unknown: str, names: dict[int, str]) -> None:
-        self.composite = composite
-        self.unknown = unknown
-        self.names = names
-        #: whether the composite that was chosen before the forward pass has rules for ReLUs
-        self.seeks_rectifiers = composite.seeks_rectifiers
-        self.account: Account | None = None
-        self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
-        self.linear_count = 0
-        #: how many maps the backward pass makes at once
-        self.maps = 1
-        #: whether sites keep what they need for another backward pass
-        self.retain = True
-        self.unknown_sites: dict[int, Site] = {}
-        self._rules: dict[Site, Rule] = {}
-
-    def intercept(self, site: Site) -> Interceptor:
-        """An interceptor for what runs inside a site in the backward pass."""
-        return Interceptor(self, self.names, [], within=site)
-
-    def use(self, composite: Composite, account: Account | None) -> None:
-        """Choose for the next backward pass."""
-        self.composite = composite
-        self.account = account
-        self.unknown_sites = {}
-        self._rules = {}
-
-    def release(self) -> None:
-        """End of a backward pass: sites point here, so that pointing back at them would keep all alive in a circle."""
-        self.unknown_sites, self._rules, self.account, self.parameters = {}, {}, None, None
-
-    def collect(self, parameter: Tensor, share: Tensor) -> None:
-        """Relevance that passed through (a view of) a parameter."""
-        if self.parameters is not None:
-            self.parameters.setdefault(parameter.untyped_storage().data_ptr(), []).append((parameter, share))
-
-    def rule_for(self, site: Site) -> Rule:
-        """The rule of a site, asked of the composite once per backward pass."""
-        rule = self._rules.get(site)
-        if rule is None:
-            rule = self._rules[site] = self.composite.rule_for(site)
-        return rule
-
-    def report_unknown(self, site: Site) -> None:
-        """Relevance reached a function that is not in the table."""
-        if isinstance(self.rule_for(site), Gradient):
-            return  # a plain gradient needs no rule
-        if self.unknown == "error":
-            raise InputError(
-                f"relevance reached {site.describe()}, which is not in the table of functions. Say how it "
-                f"hands relevance back, as in saliency_lrp.functions.register({site.op!r}, 'sum'), or use "
-                "unknown='warn'"
-            )
-        self.unknown_sites[site.index] = site
 
 
 # ------------------------------------------------------------------------------------------------ interception

@@ -12,9 +12,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from ..model.interrupts import delivering
+from ..sites.site import Site
 from .interception import TAG, Interceptor
-from .model.interrupts import delivering
-from .sites.site import Site
 
 
 class Place:
@@ -55,7 +55,7 @@ class ModuleCall:
         self.outputs = outputs
 
 
-class Watch:
+class ModuleHooks:
     """Global module hooks of one trace; they only listen to the thread that traces."""
 
     def __init__(self, interceptor: Interceptor, calls: dict[str, list[ModuleCall]]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from .sites.site import Site
+from ..sites.site import Site
 
 #: Key of what is known of a node of the graph, in its metadata: (trace, how deep in the model its result is).
 KNOWN = "saliency_lrp"
