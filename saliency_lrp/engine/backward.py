@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..model.as_found import Calling
 from ..report import Account, Report
 from ..sites.site import Site
-from ..values import holds
+from ..values import holds, is_finite
 from .conditions import Gate, down_to_the_last, mask_of
 from .nodes import NoCoefficient
 from .places import Place
@@ -125,15 +125,18 @@ def explain(
 
 def are_finite(values: Iterable[Tensor | None]) -> bool:
     """Whether every number of every tensor is finite."""
-    return all(bool(torch.isfinite(v).all()) for v in values if v is not None)
+    return all(is_finite(v) for v in values if v is not None)
 
 
 def as_coefficient(R: Tensor, out: Tensor) -> Tensor:
     """R / output; an output that is 0 can have no relevance."""
+    c = R / out
+    if holds(lambda: is_finite(c), unknown=False):
+        return c
     zero = out == 0
     if holds((zero & (R != 0)).any, unknown=False):
         raise NoCoefficient(ON_ZERO)
-    return torch.where(zero, 0.0, R / out)
+    return torch.where(zero, 0.0, c)
 
 
 def gates_of(recording: Recording, condition: Mapping[str, Any]) -> list[Gate]:

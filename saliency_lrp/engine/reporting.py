@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..composites import Composite
 from ..constants import Constants
 from ..report import Account, Report, not_closed, total
 from ..sites.site import Site
+from ..values import is_finite
 from .recording import Recording
 
 #: How many times larger than the seed a map's total magnitude may be before it is called exploded.
@@ -41,7 +41,7 @@ def report_of(
         unknown=list(dict.fromkeys(not_understood)),
     )
     report.warnings += not_closed(report.rows)
-    if not all(bool(torch.isfinite(v).all()) for v in values):
+    if not all(is_finite(v) for v in values):
         worst = next((r for r in reversed(report.rows) if r.left != r.left or abs(r.left) == float("inf")), None)
         where = f"; first at {worst.op} of {worst.path!r}" if worst is not None else ""
         report.warnings.append(f"the map has NaN or infinite values{where}")
