@@ -481,8 +481,9 @@ def test_a_pool_that_outlives_the_explanation_is_left_as_it_was():
 # ------------------------------------------------------------------------------------------------ refused in words
 
 
-def test_nested_tensors_are_refused():
-    nested = torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(3, 6)])
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_are_refused(layout):
+    nested = torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(3, 6)], layout=layout)
     for ask in (
         lambda: RelevancePropagator(nn.Linear(6, 3)).trace(nested),
         lambda: LrpExplainer(nn.Linear(6, 3)).explain(nested),
@@ -491,6 +492,10 @@ def test_nested_tensors_are_refused():
             ask()
     with pytest.raises(InputError, match="nested"):
         registry.get("grad_x_input", nn.Linear(6, 3)).explain(nested, 0)
+    holding = nn.Linear(6, 3)
+    holding.register_buffer("table", nested)
+    with pytest.raises(InputError, match="'table' is a nested tensor.*padded"):
+        RelevancePropagator(holding)
 
 
 SHARDED = """
@@ -498,13 +503,19 @@ import sys, torch, torch.distributed as dist
 from torch import nn
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from torch.distributed.tensor import distribute_module, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor, init_device_mesh
 from saliency_lrp import RelevancePropagator, get_saliency
 from saliency_lrp.errors import InputError
+mesh = init_device_mesh("cpu", (1,))
+holding = nn.Linear(6, 3)
+holding.register_buffer("table", distribute_tensor(torch.ones(2, 2), mesh, [Replicate()]))
 models = [
     FSDP(nn.Linear(6, 3), device_id=torch.device("cpu")),
     nn.Sequential(FSDP(nn.Linear(6, 3), device_id=torch.device("cpu"))),
-    distribute_module(nn.Linear(6, 3), init_device_mesh("cpu", (1,))),
+    distribute_module(nn.Linear(6, 3), mesh),
+    fully_shard(nn.Sequential(nn.Linear(6, 3)), mesh=mesh),
+    holding,
 ]
 for model in models:
     asks = (
@@ -527,9 +538,10 @@ def test_sharded_models_are_refused(tmp_path):
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     said = done.stdout.splitlines()
-    assert len(said) == 6, done.stderr[-2000:]
+    assert len(said) == 10, done.stderr[-2000:]
     assert all("FSDP" in line and "unsharded" in line for line in said[:4])
     assert all("DTensor" in line and "full_tensor" in line for line in said[4:])
+    assert "'table'" in said[-1]
 
 
 @pytest.mark.parametrize("form", ["bound_trace", "trace"])

@@ -263,6 +263,74 @@ def test_what_a_front_end_sends_is_not_believed(state):
     }
 
 
+#: What no front end of ours would send: text that is code, places that are none, numbers that are none, other types.
+NONSENSE = {
+    "markup": HOSTILE,
+    "comment": "--><!--" + HOSTILE,
+    "script": "javascript:alert(1)",
+    "page": "data:text/html;base64,PHNjcmlwdD4=",
+    "svg": "data:image/svg+xml,<svg onload=alert(1)>",
+    "gif": "data:image/gif;base64,R0lGODlhAQABAAAAACw=",
+    "long": "A" * 100_000,
+    "huge": 10**400,
+    "negative": -(10**9),
+    "float": 1e308,
+    "nan": float("nan"),
+    "infinite": float("-inf"),
+    "none": None,
+    "bytes": b"\xff" * 7,
+    "memory": memoryview(b"abcd"),
+    "list": [HOSTILE, 1, None, [HOSTILE]],
+    "lists": [[]],
+    "dict": {HOSTILE: {"type": "cancel"}, "__class__": HOSTILE},
+    "model": "IPY_MODEL_" + HOSTILE,
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_no_message_to_any_trait_reaches_a_page(kind):
+    widget, source = make()
+    widget.wait(10)
+    names = [*widget.keys, "page", "layout", "comm", "_source", "__class__", "to_html", "map_../../etc", HOSTILE]
+    before = {name: getattr(widget, name) for name in widget.keys if name != "panels"}
+    page, png, asked = widget.to_html(), widget.to_png(), len(source.calls)
+    for name in names:
+        state = {name: NONSENSE[kind]}
+        widget._handle_msg({"content": {"data": {"method": "update", "state": state}}, "buffers": []})
+    state = dict.fromkeys(names, NONSENSE[kind])  # and all at once
+    widget._handle_msg({"content": {"data": {"method": "update", "state": state}}, "buffers": []})
+    for type in ("cancel", "check", "save", "eval", NONSENSE[kind]):
+        for id in ("lrp", "layer", NONSENSE[kind]):
+            if (type, id) not in (("cancel", "lrp"), ("check", "lrp")):
+                widget._handle_custom_msg({"type": type, "id": id, "path": NONSENSE[kind]}, [b"x"])
+    for content in (NONSENSE[kind], [NONSENSE[kind]]):
+        widget._handle_custom_msg(content, [])
+    assert widget.wait(10) and len(source.calls) == asked
+    assert {name: getattr(widget, name) for name in before} == before
+    assert widget.to_html() == page and widget.to_png() == png
+    assert HOSTILE not in str(widget._still_bundle()) + page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "update", "state": {"image": None}, "buffer_paths": [["image"]]},
+        {"method": "update", "state": {"map_lrp": None}, "buffer_paths": [["map_lrp"]]},
+        {"method": "update", "state": {"luts": {"bwr": None}}, "buffer_paths": [["luts", "bwr"]]},
+        {"method": "request_state"},
+        {"method": "to_html", "state": {"opacity": 0.1}},
+    ],
+    ids=lambda change: next(iter(change.get("state", change))),
+)
+def test_no_picture_of_a_front_end_is_taken(change):
+    """Pictures and maps come as buffers; here one of another kind, with markup in it."""
+    widget, _ = make()
+    widget.wait(10)
+    page, png = widget.to_html(), widget.to_png()
+    widget._handle_msg({"content": {"data": change}, "buffers": [b"<svg onload=alert(1)></svg>"]})
+    assert widget.to_html() == page and widget.to_png() == png
+
+
 @pytest.mark.parametrize(
     "content", [None, "cancel", {"type": "cancel"}, {"type": "cancel", "id": None}, {"type": "cancel", "id": ["lrp"]}]
 )
