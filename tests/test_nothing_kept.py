@@ -196,3 +196,28 @@ def test_no_graph_stays_where_the_forward_raises():
     with pytest.raises(KeyError):
         RelevancePropagator(model).trace(X)
     assert not model.mem.requires_grad and not model.big.requires_grad and model.mem.is_leaf
+
+
+@pytest.mark.parametrize("form", ["trace", "bound_trace"])
+@pytest.mark.parametrize("change", ["none", "write", "view"])
+def test_records_of_an_earlier_call_are_not_trusted(form, change):
+    """An activation that somebody kept is a constant of the next call, whatever the earlier one noted on it."""
+    kept: list[Tensor] = []
+    first = Net(lambda s, x: into(s.a(x).relu(), kept.append) * 2)
+    getattr(RelevancePropagator(first, "epsilon"), form)(X).relevance(0)
+    (held,) = kept
+    values = held.detach().clone()
+    if change == "write":
+        with torch.no_grad():
+            held.mul_(-3)
+        values = values * -3
+    elif change == "view":
+        held, values = held[:, ::2].repeat(1, 2), values[:, ::2].repeat(1, 2)
+    second = Net(lambda s, x: torch.cat([s.a(x) * held, s.a(x) + held.abs()], 1))
+    leaf = X.clone().requires_grad_()
+    plain = torch.cat([second.a(leaf) * values, second.a(leaf) + values.abs()], 1)
+    for k in (0, 5):
+        (expected,) = torch.autograd.grad(plain[:, k].sum(), leaf, retain_graph=True)
+        trace = getattr(RelevancePropagator(second, "gradient"), form)(X)
+        torch.testing.assert_close(trace.output, plain.detach())
+        torch.testing.assert_close(trace.relevance(k, seed="one"), expected, rtol=1e-12, atol=1e-12)
