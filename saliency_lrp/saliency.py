@@ -50,7 +50,7 @@ def get_saliency(
         preprocessing. A tensor given here is taken for a resized copy of the whole image
         unless ``transform`` or ``geometry`` says more. Several inputs are a tuple, in the order of
         the model's arguments, or a dict by their names; the first picture among them is that of
-        the image.
+        the image. Token ids, (N, T) int64, give a number per id.
     label : int, Tensor, sequence of int, callable or None
         The class to explain; None for the highest score. A callable takes the model's output and
         returns one number per item, for models whose output is not (N, C).
@@ -82,6 +82,14 @@ def get_saliency(
     plans = plan_methods([method], layer_path, options)
     if input is None and isinstance(raw_input, tuple | Mapping):
         raw_input, input = None, raw_input
+    if (
+        input is None
+        and are_token_ids(raw_input)
+        and any(isinstance(m, nn.Embedding) for m in unwrapped(model).modules())
+    ):
+        raw_input, input = None, raw_input
+    if raw_input is None and are_token_ids(input):
+        input = (input,)  # an argument of the model as it is, no picture
     if isinstance(input, tuple | Mapping):
         return _maps_of_several(model, raw_input, input, label, device, plans[0], options)
     with ask(model, raw_input, input, label, device, options) as question:
@@ -142,6 +150,11 @@ def compare_saliency(model: nn.Module, raw_image: Any, *args: Any, **options: An
 # ----------------------------------------------------------------------------------------------
 # The call's arguments
 # ----------------------------------------------------------------------------------------------
+
+
+def are_token_ids(value: Any) -> bool:
+    """Whether a value is (N, T) integers as language models read them."""
+    return isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64) and value.ndim == 2
 
 
 def _is_device(value: Any) -> bool:
@@ -238,6 +251,13 @@ def _maps_of_several(
         geometry = images.Geometry.whole(images.load_image(raw).size)
     with on_device(model, where), as_found(model):
         explainer = registry.get(plan.method, model, **plan.options)
+        if (
+            getattr(explainer, "takes_ids", False)
+            and isinstance(values, tuple)
+            and len(values) == 1
+            and are_token_ids(values[0])
+        ):
+            (values,) = values  # perturbation methods take ids as they take pictures
         maps = explainer.explain(values, label, constants=options.get("constants", ()))
     places = iter([geometry])
 

@@ -252,3 +252,35 @@ def test_a_torchvision_model_on_a_real_size_picture():
     assert found.shape == (150, 260) and found.std() > 0
     assert (found[:, :20] == 0).all() and found[:, 130].any()  # cut off by the centre crop
     assert model.training
+
+
+class Words(nn.Module):
+    """Linear in what its table of tokens has."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 3, bias=False)
+
+    def forward(self, input_ids):
+        return self.head(self.table(input_ids).mean(1))
+
+
+@pytest.mark.parametrize("method", ["lrp", "ablation"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+def test_token_ids_get_a_number_each(method, dtype):
+    model, ids = Words(), torch.arange(1, 13).reshape(2, 6).to(dtype)
+    amounts = (model.table(ids) @ model.head.weight[1] / 6).abs().detach()  # what each adds to the score of class 1
+    if method == "ablation":  # against the token 0
+        amounts = ((model.table(ids) - model.table.weight[0]) @ model.head.weight[1] / 6).abs().detach()
+    low, high = amounts.amin(1, keepdim=True), amounts.amax(1, keepdim=True)
+    expected = ((amounts - low) / (high - low)).numpy()
+    for args in ((ids,), (None, ids), (None, (ids,))):
+        np.testing.assert_allclose(get_saliency(model, *args, label=1, method=method), expected, atol=1e-5)
+    np.testing.assert_allclose(get_saliency(model, ids[:1], label=1, method=method), expected[0], atol=1e-5)
+
+
+def test_methods_that_cannot_take_token_ids_name_the_call_that_can():
+    for method in ("grad_x_input", "integrate_grad", "gradcam"):
+        with pytest.raises(InputError, match="explain_text"):
+            get_saliency(Words(), torch.arange(6)[None], method=method)
