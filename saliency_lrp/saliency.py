@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,7 +122,8 @@ def get_image_saliency_results(
     Returns
     -------
     SaliencyResults
-        A list that shows itself in a notebook.
+        A list that shows itself in a notebook. Ctrl-C ends the call, with what is finished by then; the others say that
+        they were stopped. Where nothing is finished, it is a KeyboardInterrupt as everywhere.
 
     Raises
     ------
@@ -137,7 +139,7 @@ def get_image_saliency_results(
     with ask(model, raw_image, input, label, device, options) as question:
         if question.input.shape[0] != 1:
             raise InputError(f"one image at a time: the input is a batch of {question.input.shape[0]}.")
-        return SaliencyResults([_result(question, plan) for plan in plans])
+        return _side_by_side(question, plans)
 
 
 def compare_saliency(model: nn.Module, raw_image: Any, *args: Any, **options: Any) -> Any:
@@ -200,11 +202,41 @@ def _explain(question: Question, plan: Plan) -> tuple[Tensor, Any, float]:
     return relevance, explainer, seconds
 
 
-def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
-    result = ImageSaliencyResult(
+def _side_by_side(question: Question, plans: Sequence[Plan]) -> SaliencyResults:
+    """A result for each method; those that Ctrl-C has stopped say so."""
+    results: list[ImageSaliencyResult] = []
+    try:
+        for plan in plans:
+            results.append(_result(question, plan))  # noqa: PERF401  # finished ones survive an interrupt
+    except KeyboardInterrupt:
+        finished = [result.title for result in results if result.relevance is not None]
+        if not finished:
+            raise
+        stopped, *others = (plan.method for plan in plans[len(results) :])
+        warnings.warn(
+            f"stopped by Ctrl-C during {stopped}: {', '.join(finished)} {'is' if len(finished) == 1 else 'are'} done"
+            + (f", {', '.join(others)} not begun" if others else ""),
+            stacklevel=3,
+        )
+        for plan in plans[len(results) :]:
+            results.append(_empty(question, plan))  # noqa: PERF401
+            results[-1].error = Stopped("stopped by Ctrl-C")
+    return SaliencyResults(results)
+
+
+class Stopped(RuntimeError):
+    """Why there is no map: the user did not want to wait for it."""
+
+
+def _empty(question: Question, plan: Plan) -> ImageSaliencyResult:
+    return ImageSaliencyResult(
         question.picture, None, plan.method, method=plan.method, geometry=question.geometry,
         warnings=list(question.warnings),
     )  # fmt: skip
+
+
+def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
+    result = _empty(question, plan)
     try:
         result.relevance, explainer, result.seconds = _explain(question, plan)
         result.report, result.signed = getattr(explainer, "report", None), getattr(explainer, "signed", True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 
 import numpy as np
@@ -284,3 +285,38 @@ def test_methods_that_cannot_take_token_ids_name_the_call_that_can():
     for method in ("grad_x_input", "integrate_grad", "gradcam"):
         with pytest.raises(InputError, match="explain_text"):
             get_saliency(Words(), torch.arange(6)[None], method=method)
+
+
+class Interrupted:
+    """Counts forward passes, and sends this process a SIGINT in one of them."""
+
+    def __init__(self, at):
+        self.at, self.passes = at, 0
+
+    def __call__(self, *_):
+        self.passes += 1
+        if self.passes == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_keeps_the_maps_that_are_finished():
+    model, image = load_demo_model().train(), demo_images(1)[0].image
+    alone = get_image_saliency_results(model, image, methods=["lrp"])["lrp"]
+    interrupted = Interrupted(at=6)
+    handle = model.register_forward_pre_hook(interrupted)
+    with pytest.warns(UserWarning, match="stopped by Ctrl-C during occlusion: lrp, grad_x_input are done, saliency not"):
+        results = get_image_saliency_results(model, image, methods=["lrp", "grad_x_input", "occlusion", "saliency"])
+    assert interrupted.passes == interrupted.at  # nothing ran after it
+    assert [r.saliency is not None for r in results] == [True, True, False, False]
+    np.testing.assert_array_equal(results["lrp"].saliency, alone.saliency)
+    assert [str(r.error) for r in results[2:]] == ["stopped by Ctrl-C"] * 2 and results[0].conserved is not None
+    assert all(m.training for m in model.modules()) and list(model._forward_pre_hooks) == [handle.id]
+    assert "occlusion: no map: stopped by Ctrl-C" in results._repr_html_() and len(results._repr_png_()) > 1000
+    handle.remove()
+
+
+def test_ctrl_c_before_any_map_is_an_interrupt():
+    model, image = load_demo_model(), demo_images(1)[0].image
+    model.register_forward_pre_hook(Interrupted(at=1))
+    with pytest.raises(KeyboardInterrupt):
+        get_image_saliency_results(model, image, methods=["lrp", "saliency"])
