@@ -219,7 +219,7 @@ def _side_by_side(question: Question, plans: Sequence[Plan]) -> SaliencyResults:
             stacklevel=3,
         )
         for plan in plans[len(results) :]:
-            results.append(_empty(question, plan))  # noqa: PERF401
+            results.append(_empty(question, plan))
             results[-1].error = Stopped("stopped by Ctrl-C")
     return SaliencyResults(results)
 

@@ -304,7 +304,9 @@ def test_ctrl_c_keeps_the_maps_that_are_finished():
     alone = get_image_saliency_results(model, image, methods=["lrp"])["lrp"]
     interrupted = Interrupted(at=6)
     handle = model.register_forward_pre_hook(interrupted)
-    with pytest.warns(UserWarning, match="stopped by Ctrl-C during occlusion: lrp, grad_x_input are done, saliency not"):
+    with pytest.warns(
+        UserWarning, match="stopped by Ctrl-C during occlusion: lrp, grad_x_input are done, saliency not"
+    ):
         results = get_image_saliency_results(model, image, methods=["lrp", "grad_x_input", "occlusion", "saliency"])
     assert interrupted.passes == interrupted.at  # nothing ran after it
     assert [r.saliency is not None for r in results] == [True, True, False, False]
