@@ -1,10 +1,14 @@
-"""The two processes of the live stream test: ``python stream_process.py train PORT SECONDS`` and ``... view PORT``."""
+"""The two processes of the live stream test: ``python stream_process.py train PORT`` and ``... view PORT``.
+
+Training goes on until its standard input ends.
+"""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import sys
+import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -14,7 +18,7 @@ def say(**what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
-def train(port: int, seconds: float) -> None:
+def train(port: int) -> None:
     import numpy as np
     import torch
     from torch import nn
@@ -28,9 +32,10 @@ def train(port: int, seconds: float) -> None:
     pictures = [np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8) for i in range(2)]
     watcher = LoopbackWatcher(port=port)
     log = SaliencyLogger(model, pictures, watcher.create_stream("saliency"), method="grad_x_input", every=1)
-    start = time.monotonic()
+    told = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), told.set()), daemon=True).start()
     steps = 0
-    while time.monotonic() - start < seconds:
+    while not told.is_set():
         began = time.monotonic()
         loss = nn.functional.cross_entropy(model(torch.randn(8, 3, 16, 16)), torch.randint(4, (8,)))
         optimizer.zero_grad()
@@ -58,6 +63,4 @@ def view(port: int) -> None:
 
 
 if __name__ == "__main__":
-    {"train": lambda: train(int(sys.argv[2]), float(sys.argv[3])), "view": lambda: view(int(sys.argv[2]))}[
-        sys.argv[1]
-    ]()
+    {"train": train, "view": view}[sys.argv[1]](int(sys.argv[2]))

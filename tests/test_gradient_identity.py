@@ -17,6 +17,8 @@ from torchvision_cpu import import_torchvision
 from saliency_lrp import RelevancePropagator, rules
 
 NETWORKS = ("alexnet", "vgg11_bn", "resnet18", "densenet121", "googlenet", "squeezenet1_0")
+#: pixels: every layer of the six sees more than one
+SIZE = 96
 NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -31,7 +33,7 @@ def network(name: str) -> nn.Module:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         norm.momentum, norm.training = None, True  # a plain average over what follows
     with torch.no_grad():
-        model(torch.randn(2, 3, 224, 224, dtype=torch.float64))
+        model(torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64))
     return model.eval().requires_grad_(False)
 
 
@@ -63,7 +65,7 @@ def gradient(model: nn.Module, x: Tensor, epsilon: float = 0.0) -> Tensor:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_epsilon_is_gradient_x_input(name):
-    model, x = network(name), torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    model, x = network(name), torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64)
     trace = RelevancePropagator(model, "epsilon").trace(x)
     assert torch.equal(trace.output, model(x))
 

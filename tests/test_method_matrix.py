@@ -20,10 +20,10 @@ METHODS = (
 ).split()
 #: The methods that repeat passes do so only a few times here: whether they work does not depend on it.
 CHEAP = {
-    "integrate_grad": {"steps": 3},
-    "smooth_grad": {"samples": 2, "seed": 0},
-    "occlusion": {"window": 56, "stride": 56},
-    "lime_imagenet": {"samples": 12, "segments": 8, "seed": 0},
+    "integrate_grad": {"steps": 2},
+    "smooth_grad": {"samples": 2, "random_seed": 0},
+    "occlusion": {"window": 112, "stride": 112},
+    "lime_imagenet": {"samples": 6, "segments": 4, "random_seed": 0},
 }
 MODELS = "alexnet vgg11 resnet18 mobilenet_v2 densenet121 vit_b_16 swin_t demo".split()
 

@@ -208,6 +208,7 @@ class Process:
         script = pathlib.Path(__file__).parent / "stream_process.py"
         self.child = subprocess.Popen(
             [sys.executable, str(script), *map(str, arguments)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -220,7 +221,7 @@ class Process:
             if line.startswith("{"):
                 self.lines.put(json.loads(line))
 
-    def until(self, wanted, timeout=60):
+    def until(self, wanted, timeout=120):
         """Every line up to the first that is wanted."""
         seen = []
         end = time.monotonic() + timeout
@@ -249,7 +250,7 @@ def test_two_processes_and_a_viewer_killed_midway():
         return processes[-1]
 
     try:
-        trainer = start("train", port, 30)
+        trainer = start("train", port)
         viewer = start("view", port)
         alone = trainer.until(lambda line: line.get("step") == 5)
         assert listening_on(40859 + port) == {"0100007F"} and listening_on(41459 + port) == {"0100007F"}
@@ -259,7 +260,9 @@ def test_two_processes_and_a_viewer_killed_midway():
         late = start("view", port)
         late.until(lambda line: line.get("frames", 0) >= 3)
         late.kill()
-        rest = trainer.until(lambda line: line.get("finished"), timeout=90)
+        rest = trainer.until(lambda line: line.get("step", 0) >= 60)  # the last half without a viewer
+        trainer.child.stdin.close()
+        rest += trainer.until(lambda line: line.get("finished"))
         assert trainer.child.wait(20) == 0
     finally:
         for process in processes:

@@ -33,7 +33,7 @@ def test_the_notebooks_calls(notebook, monkeypatch):
     import saliency_lrp.explainers.perturbation as perturbation
 
     lime = perturbation.Lime.__init__
-    monkeypatch.setattr(perturbation.Lime, "__init__", lambda self, model: lime(self, model, samples=40))
+    monkeypatch.setattr(perturbation.Lime, "__init__", lambda self, model: lime(self, model, samples=12))
 
     probabilities = imagenet_utils.predict(model=model, images=[img], device="cpu")
     assert len(imagenet_utils.probabilities2classes(probabilities, topk=5)) == 5
