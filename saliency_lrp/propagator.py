@@ -376,6 +376,8 @@ class Trace:
         self._interceptor.saved.clear()
         for what in written.passed:
             self._interceptor.note(f"{what} inside the model is passed, as torch.no_grad() is: relevance goes on there")
+        if written.uses_threads:
+            self._interceptor.note("the model gives work to other threads, whose calls cannot be seen")
 
     def _look_again(self) -> None:
         """Whether the output depends on values that the model took out of the graph, where relevance cannot follow."""
@@ -655,6 +657,8 @@ class Trace:
         collected, self._collected = self._collected, {}
         found: dict[str, Tensor] = {}
         for name, p in self._model.named_parameters():
+            if p.layout is not torch.strided:
+                continue
             for view, share in collected.get(p.untyped_storage().data_ptr(), ()):
                 offset = view.storage_offset() - p.storage_offset()
                 if not 0 <= offset < p.numel():

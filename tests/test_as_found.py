@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -368,6 +370,112 @@ def test_many_threads_on_one_model():
         thread.join()
     assert len(found) == 30 and all(torch.equal(R, wanted) for R in found)
     assert all(m.training for m in model.modules()) and not frames._modes
+
+
+# ------------------------------------------------------------------------------------------------ a pool of threads
+
+
+class Pooled(nn.Module):
+    """Two branches and a head; a way to run the first branch."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head, self.way = lin(6, 5), lin(6, 5), lin(10, 3), way
+
+    def forward(self, x):
+        first = self.way(lambda: F.relu(self.a(x)))
+        return self.head(torch.cat([first, F.relu(self.b(x))], 1))
+
+
+def in_a_pool(run):
+    with ThreadPoolExecutor(2) as pool:
+        return pool.submit(run).result()
+
+
+def mapped(run):
+    with ThreadPoolExecutor(2) as pool:
+        return next(pool.map(lambda task: task(), [run]))
+
+
+def within_another_task(run):
+    with ThreadPoolExecutor(2) as pool:
+        return pool.submit(lambda: pool.submit(run).result()).result()
+
+
+def in_a_thread(run):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def in_a_pool_of_multiprocessing(run):
+    from multiprocessing.pool import ThreadPool
+
+    with ThreadPool(1) as pool:
+        return pool.apply(run)
+
+
+def without_gradients(run):
+    def task():
+        with torch.no_grad():
+            return run()
+
+    return in_a_pool(task)
+
+
+def in_inference_mode(run):
+    def task():
+        with torch.inference_mode():
+            return run()
+
+    return in_a_pool(task)
+
+
+ELSEWHERE = [
+    in_a_pool, mapped, within_another_task, in_a_thread, in_a_pool_of_multiprocessing, without_gradients,
+    in_inference_mode,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ELSEWHERE, ids=lambda way: way.__name__)
+def test_work_in_other_threads_of_the_model_is_right_or_named(way):
+    """The gradient's rule is the gradient; what no other rule has seen is in the report."""
+    model, plain = Pooled(way).train(), Pooled(lambda run: run())
+    leaf = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(plain(leaf)[:, 0].sum(), leaf)
+    before = state(model)
+    for form in ("trace", "bound_trace"):
+        trace = getattr(RelevancePropagator(model, "gradient"), form)(X)
+        torch.testing.assert_close(trace.relevance(0, seed="one"), gradient, rtol=1e-9, atol=1e-12)
+        trace = getattr(RelevancePropagator(model, "epsilon_plus"), form)(X)
+        R, report = trace.relevance(0), trace.report()
+        assert R.shape == X.shape and any("relu" in name and "mm" in name for name in report.unknown)
+        assert any("other threads" in note for note in report.notes)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = registry.get("grad_x_input", model).explain(X, 0)
+        registry.get("guided_backprop", model).explain(X, 0)
+    torch.testing.assert_close(found, gradient * X, rtol=1e-9, atol=1e-12)
+    assert any("another thread" in str(w.message) for w in said)  # of guided backprop, which changes ReLUs
+    assert state(model) == before
+
+
+def test_a_pool_that_outlives_the_explanation_is_left_as_it_was():
+    def modes():
+        return torch._C._len_torch_function_stack(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    with ThreadPoolExecutor(1) as pool:
+        model = Pooled(lambda run: pool.submit(run).result())
+        explain(model, "lrp")
+        explain(model, "grad_x_input")
+        assert pool.submit(modes).result() == (0, True, False)
+        with torch.no_grad():
+            assert not pool.submit(lambda: torch.no_grad().__enter__() or torch.is_grad_enabled()).result()
+    assert "submit" not in vars(pool) and ThreadPoolExecutor.submit.__module__ == "concurrent.futures.thread"
+    assert threading.Thread.start.__module__ == "threading"
 
 
 # ------------------------------------------------------------------------------------------------ refused in words

@@ -74,7 +74,9 @@ class _ReluRule(Explainer):
                 "this map is the plain gradient",
                 stacklevel=5,
             )
-        return trace.relevance(label, seed="one", retain=False)
+        R = trace.relevance(label, seed="one", retain=False)
+        trace.warn()  # what is not seen may hold a ReLU
+        return R
 
     def attribute_several(self, bundle: Bundle, label: Target) -> dict[int, Tensor]:
         from ..propagator import RelevancePropagator
@@ -85,6 +87,7 @@ class _ReluRule(Explainer):
         trace = RelevancePropagator(self.model, self.composite, constants=held).trace(*args, **kwargs)
         label = tuple(label) if isinstance(label, list) else label  # one class per item, not several maps
         maps = trace.relevance(label, seed="one", retain=False)
+        trace.warn()
         if len(bundle.explained) == 1:
             return {bundle.explained[0]: maps}
         return dict(zip(bundle.explained, maps.values() if isinstance(maps, dict) else maps, strict=True))

@@ -74,7 +74,10 @@ def matrix_product(call: Call) -> Any:
 
 def constants_axis(call: Call, active: Tensor, constant: Tensor) -> tuple[int, ...]:
     """The axis of a matrix product that the constant brings: it holds the features of one position."""
-    if call.name not in ("matmul", "mm", "bmm", "mv", "linalg_matmul", "__rmatmul__") or constant.dim() < 2:
+    if (
+        call.name not in ("matmul", "mm", "bmm", "mv", "linalg_matmul", "__rmatmul__", "_sparse_mm")
+        or constant.dim() < 2
+    ):
         return ()
     on_the_left = (call.args[0] is constant) != (call.name == "__rmatmul__")
     return (-2,) if on_the_left and active.dim() > 1 else (-1,)
@@ -174,7 +177,12 @@ def complex_einsum(call: Call, equation: str, operands: tuple[Tensor, ...]) -> A
 
 
 #: What the operands of a shifted product are called.
-SHIFTED = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec"), "addr": ("vec1", "vec2")}
+SHIFTED = {
+    "addmm": ("mat1", "mat2"),
+    "_sparse_addmm": ("mat1", "mat2"),
+    "addmv": ("mat", "vec"),
+    "addr": ("vec1", "vec2"),
+}
 
 
 @kind("added matrix product")

@@ -87,9 +87,25 @@ class LinearRule(Rule, abstract=True):
         """The shares of this rule at ``site``."""
         raise NotImplementedError
 
+    @property
+    def splits_weights(self) -> bool:
+        """Whether the rule asks for more of a weight than products with it: its signs, squares or connections."""
+        return True
+
+    def parts_at(self, site: Any) -> Iterator[Part]:
+        """The shares, where the weight of the site can give them."""
+        layout = site.own_weight.layout
+        if layout is not torch.strided and (self.splits_weights or self.bias == "distribute"):
+            raise InputError(
+                f"the rule {self!r} asks for signs, squares or connections of the weight of {site.describe()}, which "
+                f"is sparse ({layout}): take Epsilon() there, by composite='epsilon' say, or give the model a dense "
+                "weight, weight.to_dense()"
+            )
+        return self.parts(site)
+
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         total: Tensor | None = None
-        for part in self.parts(site):
+        for part in self.parts_at(site):
             share = R if part.only is None else where_positive(R, part.only)
             part.stack(site)
             noted = self.accounts_for(site)
@@ -121,7 +137,7 @@ class LinearRule(Rule, abstract=True):
             return None
         R = c * site.output
         sums: dict[int | None, Tensor] = {}
-        for part in self.parts(site):
+        for part in self.parts_at(site):
             if any(term.side is None for term in part.terms):
                 return None
             share = R if part.only is None else where_positive(R, part.only)
@@ -256,6 +272,10 @@ class Epsilon(LinearRule):
     def __init__(self, epsilon: float = 1e-6, relative: bool = False, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
         self.relative = relative
+
+    @property
+    def splits_weights(self) -> bool:
+        return False
 
     def parts(self, site: Any) -> Iterator[Part]:
         w, scale = site.factored(of_any_sign=True)
@@ -486,6 +506,10 @@ class Power(LinearRule):
     def __init__(self, p: float = 1, epsilon: float = 1e-6, bias: BiasMode = "zero") -> None:
         super().__init__(epsilon, bias)
         self.p = p
+
+    @property
+    def splits_weights(self) -> bool:
+        return self.p != 1
 
     def parts(self, site: Any) -> Iterator[Part]:
         b = self.bias_of(site)

@@ -163,6 +163,11 @@ class LinearSite(Site):
 
     def collect_parameters(self, part: Part, c: Tensor) -> None:
         """Note the share of every weight in the messages, and what the bias absorbed, of one part of a rule."""
+        if self.own_weight.layout is not torch.strided:
+            raise InputError(
+                f"relevance of parameters: the weight of {self.describe()} is sparse ({self.own_weight.layout}); give "
+                "the model a dense one, weight.to_dense()"
+            )
         scaled = c if part.scale is None else c * part.scale
         for a, w, _ in part.terms:
             with torch.enable_grad():
