@@ -70,8 +70,8 @@ def by_matrices(net: Branches, x: Tensor, R: Tensor, form: str, **args: object) 
     [
         ({"method": "e-rule"}, "power", {"p": 1}),
         ({"method": "e-rule", "lrp_exponent": 3}, "power", {"p": 3}),
-        ({"method": "b-rule", "beta": 0.5}, "beta", {"beta": 0.5, "stabiliser": 1e-6}),
-        ({"method": "b-rule", "beta": -0.5}, "beta", {"beta": -0.5, "stabiliser": 1e-6}),
+        ({"method": "b-rule", "beta": 0.5}, "beta", {"beta": 0.5, "stabilizer": 1e-6}),
+        ({"method": "b-rule", "beta": -0.5}, "beta", {"beta": -0.5, "stabilizer": 1e-6}),
     ],
     ids=["e", "e3", "b", "b-0.5"],
 )

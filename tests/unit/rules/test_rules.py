@@ -125,7 +125,7 @@ def check_rule(name: str, rule: str, bias: str | None, dtype: torch.dtype, batch
     if bias is None:
         make, form, args = WITHOUT_BIAS[rule]
         mine, how = make(epsilon), {"bias": "keep"}
-        args = {**args, "stabiliser": epsilon} if form == "beta" else args
+        args = {**args, "stabilizer": epsilon} if form == "beta" else args
     else:
         make, form, args = RULES[rule]
         mine, how = make(epsilon, bias), {"bias": bias}
