@@ -20,10 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from .audit import Origin, is_custom, mark, operations, origin
 from .composites import Composite
 from .engine.coefficient import CoefficientForm
-from .engine.ids import CASTS, SHAPES, IdFollower
+from .engine.ids import IdFollower
 from .engine.inner_gradients import is_backward, next_gradient
 from .engine.reference import ReferenceForm
-from .engine.second_look import LEAVES_GRAPH, Exit
+from .engine.second_look import Exit
 from .errors import InputError
 from .functions import HANDLERS, custom, facts
 from .functions.by_hand import can_be_normed
@@ -36,7 +36,7 @@ from .model.as_found import calls_seen_by, finish_detours, see_calls_by
 from .model.interrupts import delivering
 from .model.written import TAG, Written
 from .report import Account
-from .rules import Gradient, Rule, vanishes
+from .rules import Gradient, Rule
 from .sites.call import Call
 from .sites.site import OUTPUT, Held, Site, iter_tensors
 from .sites.tag import Tag
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 
 #: Why a call can be missing.
 UNSEEN = "computed where no call can be seen: a scripted or traced function, torch.vmap or torch.func, another thread"
-
-#: What would have something run, or be kept, when relevance reaches a tensor.
-HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 
 
 # ------------------------------------------------------------------------------------------------ names of functions
@@ -98,7 +95,7 @@ class Entry:
         self.inplace_position = inplace_position(func)
         self.name = bare
         self.is_backward = is_backward(func)
-        self.leaves_graph = name in LEAVES_GRAPH
+        self.leaves_graph = name in facts.LEAVES_GRAPH
         handler = HANDLERS.get(func) or HANDLERS.get(name) or HANDLERS.get(bare)
         if handler is None and name.endswith((".get", ".set", ".delete")):
             handler = constant
@@ -108,8 +105,8 @@ class Entry:
         #: whether relevance ends here and nothing is written: sizes, comparisons, ...
         self.asks_only = self.handler is constant and not self.always_inplace
         #: whether an activation may become ids by it; whether it looks at shapes alone
-        self.makes_ids = bare in CASTS
-        self.reads_no_values = name in SHAPES
+        self.makes_ids = bare in facts.CASTS
+        self.reads_no_values = name in facts.SHAPES
         row = facts.of(func, bare)
         #: whether it moves the values of one tensor and nothing else has to be looked at
         self.moves = row.kind == "routing" and row.gate == facts.AS_INPUT and row.keeps_sign is True
@@ -135,16 +132,13 @@ class Binding:
         self.composite = composite
         self.unknown = unknown
         self.names = names
-        #: what the composite that was chosen before the forward pass asks of activations
-        self.needs_preactivation = composite.needs_preactivation
+        #: whether the composite that was chosen before the forward pass has rules for ReLUs
         self.seeks_rectifiers = composite.seeks_rectifiers
         self.account: Account | None = None
         self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
         #: how many maps the backward pass makes at once
         self.maps = 1
-        #: whether relevance has been 0 wherever an activation is 0, so far in this backward pass
-        self.vanishing = False
         #: whether sites keep what they need for another backward pass
         self.retain = True
         self.unknown_sites: dict[int, Site] = {}
@@ -175,13 +169,6 @@ class Binding:
         rule = self._rules.get(site)
         if rule is None:
             rule = self._rules[site] = self.composite.rule_for(site)
-        return rule
-
-    def use_rule(self, site: Site) -> Rule:
-        """The rule of a site that relevance has reached."""
-        rule = self.rule_for(site)
-        if self.vanishing and not vanishes(rule, site):
-            self.vanishing = False  # sites further up need their own outputs
         return rule
 
     def report_unknown(self, site: Site) -> None:
@@ -242,8 +229,6 @@ class Interceptor(TorchFunctionMode):
         #: how many calls took values out of the graph, and which of them values that depend on the input
         self.leaving = 0
         self.exits: dict[int, Exit] = {}
-        #: whether something runs as it is that may send relevance to an activation that is 0
-        self.opaque = False
 
     def __enter__(self) -> Self:
         self._modes_before.append(calls_seen_by())
@@ -306,7 +291,7 @@ class Interceptor(TorchFunctionMode):
     def without_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Any other call: of activations, parameters and constants."""
         if entry.asks_only:
-            if entry.name in HOOKS and args[0].requires_grad:
+            if entry.name in facts.HOOKS and args[0].requires_grad:
                 return RemovableHandle(OrderedDict())  # the model's hooks are about gradients, not relevance
             with torch.no_grad():
                 out = func(*args, **kwargs)
@@ -378,10 +363,14 @@ class Interceptor(TorchFunctionMode):
     def read(self, t: Tensor, site: Site) -> None:
         """Another call reads what a site made: a ReLU is then not all that relevance comes back from."""
         site.before = None
-        if site.cut:
-            with torch._C.DisableTorchFunction():
-                site.result, site.cut = t.detach(), False
-            self.remember(site.result, site, OUTPUT)
+        if site.rectified:
+            self.keep_itself(t, site)
+
+    def keep_itself(self, t: Tensor, site: Site) -> None:
+        """A site's output, not what a ReLU made of it, is what the site keeps."""
+        with torch._C.DisableTorchFunction():
+            site.result, site.rectified = t.detach(), False
+        self.remember(site.result, site, OUTPUT)
 
     def adopt(self, t: Tensor) -> bool:
         """Whether a tensor of unknown origin depends on the model's input; if so, it is tagged.
@@ -422,7 +411,7 @@ class Interceptor(TorchFunctionMode):
         """Name what was computed where no call could be seen."""
         if not found.foreign:
             return
-        self.send_to_zeros("a function whose calls cannot be seen")
+        self.form.refuse("a function whose calls cannot be seen")
         unseen = []
         for node in found.foreign:
             if is_custom(node):
@@ -452,9 +441,8 @@ class Interceptor(TorchFunctionMode):
     def enter(self, leaf: Tensor) -> Tensor:
         """The tensor that the model gets for an input (or embedding) at which relevance is read."""
         self.roots.append(leaf)
-        t = leaf.clone()
         tag = Tag(self.token)
-        tag.final = self.form.early
+        t, tag.final = self.form.enter(leaf)
         return self.tag(t, tag)
 
     def tag_routed(self, call: Call, out: Any) -> Any:
@@ -538,7 +526,7 @@ class Interceptor(TorchFunctionMode):
         if call.inplace:
             results.append(call.args[0])
         if any(t.requires_grad for t in results):
-            self.send_to_zeros(f"{call.name}, which is not in the table of functions")
+            self.form.refuse(f"{call.name}, which is not in the table of functions")
             self.unknown_call(call.name, "its results cannot be given a rule of their own")
             depth = max(getattr(a, TAG).depth for a in call.activations)
             for t in results:
@@ -546,11 +534,6 @@ class Interceptor(TorchFunctionMode):
                     mark(t, self.token, depth)
                     self.tag(t, Tag(self.token, depth=depth))
         return out
-
-    def send_to_zeros(self, what: str) -> None:
-        """Something runs as it is that may send relevance to an activation that is 0."""
-        self.opaque = True
-        self.form.refuse(what)
 
     def unknown_call(
         self, name: str, why: str, how: str = "relevance passes it like a gradient", path: str | None = None

@@ -431,8 +431,8 @@ class Trace:
             if tag is not None and tag.trace is self._interceptor.token and tag.site is not None:
                 tag.site.is_output = tag.site.kind != "softmax" or not tag.readers  # else weights of attention
                 tag.readers += 1
-                if not self.bound:
-                    self._interceptor.read(t, tag.site)
+                if tag.site.rectified:
+                    self._interceptor.keep_itself(t, tag.site)
         for text in (*self._arguments.notes, *self._interceptor.ids.remarks()):
             self._interceptor.note(text)
         self.output = without_graph(self._raw)
@@ -805,17 +805,12 @@ class Trace:
         several = len(starts) > 1
         seeds = torch.stack([s for _, s in starts]) if several else starts[0][1]
         gates = self._gates(condition or {})
-        vanishing = not self._interceptor.opaque and not gates
         if self.bound:
             assert isinstance(out, Tensor), "what is inside the model is asked in the reference form"
             seeds = as_coefficient(seeds, out.detach())
         with self._lock, Calling():
             kept = Account() if account else None
             self.binding.use(chosen, None if gates else kept)
-            # of neurons inside the model it is not known here whether any is 0
-            if not self.bound:
-                vanishing &= isinstance(out, Tensor) and not holds(((out == 0) & (seeds != 0)).any, unknown=True)
-            self.binding.vanishing = self.bound or vanishing
             self.binding.maps = len(starts)
             self.binding.retain = True
             inside = [edge for group in edges for edge in group]

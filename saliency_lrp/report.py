@@ -69,7 +69,7 @@ class Account:
 
     def _entry(self, site: Any) -> dict[str, Any]:
         return self.entries.setdefault(
-            id(site), {"site": site, "arrived": [], "left": [], "bias": [], "epsilon": [], "rule": []}
+            site.index, {"site": site, "arrived": [], "left": [], "bias": [], "epsilon": [], "rule": []}
         )
 
     def add(self, site: Any, R: Any, R_in: tuple[Tensor | None, ...]) -> None:

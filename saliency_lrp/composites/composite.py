@@ -138,11 +138,6 @@ class Composite:
         return None
 
     @property
-    def needs_preactivation(self) -> bool:
-        """Whether a rule looks at what went into an activation."""
-        return any(rule.needs_preactivation for _, rule in (*self.rows, *self.base))
-
-    @property
     def seeks_rectifiers(self) -> bool:
         """Whether a rule is for ReLUs, however the model spells them."""
         return any(rule.for_rectifiers for _, rule in (*self.rows, *self.base))

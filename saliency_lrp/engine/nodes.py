@@ -109,8 +109,8 @@ class Stabilized(Plain):
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
-        z = ctx.site.output if ctx.axes is None else ctx.site.uncut()
-        if ctx.site.rectified and ctx.axes is None:
+        z = ctx.site.output
+        if ctx.site.rectified:
             s = working(z) + ctx.epsilon
         else:
             s = stabilize(working(z), ctx.epsilon, ctx.axes)

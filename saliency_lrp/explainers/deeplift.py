@@ -47,10 +47,6 @@ CURVED = ("quotient", "softmax", "log softmax", "soft maximum", "attention", "ga
 
 #: Kinds that hand values on as long as what decides where is the same on the baseline.
 SWITCHED = ("where", "masked_fill")
-#: Functions that let the values through which win a comparison: another one, perhaps, on the baseline.
-WINNERS = frozenset(
-    "max min amin aminmax topk sort msort kthvalue median nanmedian cummax cummin maximum minimum fmax fmin".split()
-)
 #: Kinds with one result of many values that no point on the line tells exactly.
 PRODUCTS = ("product of all", "running product", "product of many", "bilinear", "instance norm", "polar")
 
@@ -63,9 +59,9 @@ def _name(func: _Call) -> tuple[str, bool]:
     name = getattr(func, "__name__", "")
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
-        inplace = name.startswith("i") and name[1:] in ("mul", "div", "truediv", "matmul", "pow")
+        inplace = name.startswith("i") and name[1:] in facts.FACTOR_OPERATORS
         name = name[1:] if inplace else name
-        reverse = name.startswith("r") and name[1:] in ("mul", "truediv", "matmul", "pow", "div")
+        reverse = name.startswith("r") and name[1:] in facts.FACTOR_OPERATORS
         if reverse and name in ("rtruediv", "rdiv"):
             return "reciprocal", False  # of a number: no product with it
         name = name[1:] if reverse else name
@@ -178,7 +174,7 @@ def _rule(name: str, bound: _Bound) -> _Rule | None:
         return None
     if row.elementwise:
         return _pointwise if tensors == 1 and not bound.masks else _on_the_line
-    if row.maximum or name in WINNERS:
+    if row.maximum or row.winner:
         return _maximum
     if row.several is True and name not in PRODUCTS:
         return None

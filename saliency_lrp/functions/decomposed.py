@@ -20,8 +20,6 @@ class DecomposedSite(Site):
     outputs through them.
     """
 
-    keeps_output = False
-
     #: of each operand, where it is known: how much it looks like a gate, and whether it is never negative
     looks: Sequence[tuple[int, bool]] = ()
 

@@ -19,7 +19,6 @@ class Dense(LinearSite):
 
     family = "dense"
     takes_several = True
-    rectifiable = False  # its output is small beside its weight, and relative stabilisers look at all of it
     own_axes: tuple[int, ...] = (-1,)
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
@@ -30,10 +29,6 @@ class Dense(LinearSite):
 
     def scaled(self, w: Tensor, scale: Tensor) -> Tensor:
         return w * scale[:, None]
-
-    @property
-    def is_one_dimensional(self) -> bool:
-        return self.own_weight.dim() == 1
 
 
 class DenseToScalar(Dense):

@@ -40,8 +40,6 @@ class DropoutSite(ScaleSite):
 class ShiftedDropoutSite(SumSite):
     """``x · factor + shift``: what alpha dropout writes in place of dropped values acts as a bias."""
 
-    reruns = False
-
     def __init__(self, call: Call, factor: Tensor) -> None:
         super().__init__(call)
         self.factor = factor
@@ -60,7 +58,6 @@ class RandomSlopes(ActivationSite):
 
     def __init__(self, call: Call, factor: Tensor) -> None:
         super().__init__(call)
-        self.cheap = False
         self.factor = factor
 
     def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:

@@ -74,10 +74,7 @@ def matrix_product(call: Call) -> Any:
 
 def constants_axis(call: Call, active: Tensor, constant: Tensor) -> tuple[int, ...]:
     """The axis of a matrix product that the constant brings: it holds the features of one position."""
-    if (
-        call.name not in ("matmul", "mm", "bmm", "mv", "linalg_matmul", "__rmatmul__", "_sparse_mm")
-        or constant.dim() < 2
-    ):
+    if not (call.says("matrix_product") or call.name in ("mv", "__rmatmul__")) or constant.dim() < 2:
         return ()
     on_the_left = (call.args[0] is constant) != (call.name == "__rmatmul__")
     return (-2,) if on_the_left and active.dim() > 1 else (-1,)
@@ -176,20 +173,10 @@ def complex_einsum(call: Call, equation: str, operands: tuple[Tensor, ...]) -> A
     return call.node(CompleteSum(call), [call.activations[0]])
 
 
-#: What the operands of a shifted product are called.
-SHIFTED = {
-    "addmm": ("mat1", "mat2"),
-    "_sparse_addmm": ("mat1", "mat2"),
-    "addmv": ("mat", "vec"),
-    "addr": ("vec1", "vec2"),
-}
-
-
 @kind("added matrix product")
 def added_matrix_product(call: Call) -> Any:
     """``beta · shift + alpha · x @ y``: a layer where one factor is a constant and the shift runs along its outputs."""
-    names = SHIFTED.get(call.name, ("batch1", "batch2"))
-    shift, x, y = call.arg(0, "input"), call.arg(1, names[0]), call.arg(2, names[1])
+    shift, x, y = (call.arg(k, name) for k, name in enumerate(("input", *call.facts.factors)))
     beta, alpha = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1)
     if (call.is_activation(shift) and beta) or any_complex(shift, x, y):
         return in_steps(call)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..rules.arithmetic import working
 from ..sites.call import Call
-from ..sites.site import Site, runs_again_alike
+from ..sites.site import Site
 from .registry import kind
 
 
@@ -47,11 +47,6 @@ class NormalisationSite(Site):
         self.centred = centred
         #: the call as one kernel that also gives what :meth:`inverse_of` does
         self.fused: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-        self.cheap = runs_again_alike(call.activations[0])
-
-    @property
-    def keeps_output(self) -> bool:  # type: ignore[override]
-        return not self.cheap
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
         return (self.vjp_with(c, self.inverse_of(self.input)),)
@@ -72,9 +67,11 @@ class NormalisationSite(Site):
 
     def run_with_inverse(self, x: Tensor, run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """The call's output and :meth:`inverse_of` its input: by one kernel, where torch has one that tells both."""
-        if self.fused is None or not runs_again_alike(x):
+        if self.fused is None or torch.is_autocast_enabled(x.device.type):
             return run(), self.inverse_of(x)
-        return self.fused(x)
+        out, inverse = self.fused(x)
+        # CPUs round the statistics of half-precision inputs to half precision, too
+        return out, inverse if working(inverse) is inverse else self.inverse_of(x)
 
     def inverse_deviation(self, x: Tensor) -> Tensor:
         """``1 / sqrt(mean(x²) + eps)``; by norms, which CPUs find a hundred times faster than variances."""

@@ -22,8 +22,6 @@ class ScaleSite(Site):
     kind = "scale"
     is_preprocessing = True
     keeps_zero = True
-    keeps_inputs = False
-    keeps_output = False
 
     def __init__(self, call: Call, x: Tensor, factor: Any, divides: bool = False) -> None:
         super().__init__(call)

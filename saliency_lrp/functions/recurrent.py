@@ -250,7 +250,7 @@ class RecurrentSite(DecomposedSite):
             )
             with interceptor:
                 STEPS[self.function](self.weights[0])(x, tuple(state))
-        return step_rules(interceptor.sites, binding.use_rule)
+        return step_rules(interceptor.sites, binding.rule_for)
 
     def over_time(self, rules: StepRules, given: Sequence[Tensor | None]) -> list[Tensor]:
         """Relevance of every operand from that of the outputs, all steps at once."""

@@ -16,7 +16,7 @@ from .registry import kind
 
 @kind("routing")
 def routing(call: Call) -> Any:
-    if call.name in by_hand.LIMITS and len(call.activations) == 1:
+    if call.facts.limit and len(call.activations) == 1:
         return limited(call, call.activations[0])
     return moved(call)
 
@@ -58,7 +58,7 @@ def routing_one_by_one(call: Call) -> Any:
 @kind("soft maximum")
 def soft_maximum(call: Call) -> Any:
     """A soft winner takes all: its gradient is a softmax, which sums to one."""
-    call.interceptor.send_to_zeros(call.name)
+    call.interceptor.form.refuse(call.name)
     return routing(call)
 
 

@@ -81,11 +81,6 @@ def measured_over(site: Any, relative: bool) -> Axes:
     return site.own_axes if relative else None
 
 
-def denominators(site: Any, relative: bool) -> tuple[Tensor, int]:
-    """The outputs to divide by, and their sign where it is known; a relative stabiliser looks at all of them."""
-    return (site.uncut(), 0) if relative else (site.output, int(site.rectified))
-
-
 def working(t: Tensor) -> Tensor:
     """The tensor in a dtype that relevance can be computed in: half precision becomes float32."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -14,7 +14,6 @@ from ..errors import InputError, unknown_name
 from ..model.devices import knows_cheaply
 from ..values import holds
 from .arithmetic import (
-    denominators,
     divide,
     measured_over,
     negative,
@@ -24,7 +23,7 @@ from .arithmetic import (
     where_positive,
     working,
 )
-from .base import BiasMode, Rule
+from .base import BiasMode, Rule, unless_distributed
 
 
 class Term(NamedTuple):
@@ -107,6 +106,8 @@ class LinearRule(Rule, abstract=True):
         total: Tensor | None = None
         for part in self.parts_at(site):
             share = R if part.only is None else where_positive(R, part.only)
+            if part.only is not None and nothing_in(share):
+                continue
             part.stack(site)
             noted = self.accounts_for(site)
             spent = (part.spent or part.total is None) and not noted
@@ -193,6 +194,11 @@ def remainder(z: Tensor, up: Tensor) -> Tensor | None:
     return None if holds(lambda: down.amax() > 0, unknown=True) else torch.sub(z, up, out=down)
 
 
+def nothing_in(share: Tensor) -> bool:
+    """Whether no output takes part, as behind a ReLU; the question is not put to a GPU."""
+    return share.device.type == "cpu" and holds(lambda: not share.any(), unknown=False)
+
+
 def contributions(site: Any, part: Part) -> Tensor:
     """Σ a·w over the terms of ``part``, plus its bias: a fresh tensor."""
     part.stack(site)
@@ -269,6 +275,8 @@ class Epsilon(LinearRule):
         so that relevance is conserved exactly (Arras et al. 2017, ``bias_factor=1``).
     """
 
+    keeps_zeros = unless_distributed
+
     def __init__(self, epsilon: float = 1e-6, relative: bool = False, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
         self.relative = relative
@@ -283,12 +291,13 @@ class Epsilon(LinearRule):
             yield Part([Term(site.input, w, 0)], None, scale)
         else:
             bias = site.bias if site.collects or self.accounts_for(site) else None  # else it is just part of the output
-            z, sign = denominators(site, self.relative)
-            yield Part([Term(site.input, w, 0)], bias, scale, z, sign=sign)
+            yield Part([Term(site.input, w, 0)], bias, scale, site.output, sign=int(site.rectified))
 
 
 class ZeroRule(Epsilon):
     """LRP-0: :class:`Epsilon` without stabiliser; outputs that are exactly 0 drop their relevance."""
+
+    keeps_zeros = unless_distributed
 
     def __init__(self, bias: BiasMode = "keep") -> None:
         super().__init__(0.0, False, bias)
@@ -300,6 +309,8 @@ class Gamma(LinearRule):
     Meant for non-negative inputs: they are not split by sign, and the bias is used as it is. These are captum's
     numbers. For inputs of any sign take :class:`GeneralizedGamma` (zennit's ``Gamma``).
     """
+
+    keeps_zeros = unless_distributed
 
     def __init__(self, gamma: float = 0.25, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
@@ -318,6 +329,8 @@ class GeneralizedGamma(LinearRule):
     ``z = a⁺(w + γw⁻) + a⁻(w + γw⁺) + b + γb⁻``. Outputs that are exactly 0 drop their relevance.
     The sign is that of the site's output, bias included, also where ``bias="zero"``.
     """
+
+    keeps_zeros = unless_distributed
 
     def __init__(self, gamma: float = 0.25, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
@@ -353,6 +366,8 @@ class ZPlus(LinearRule):
     Equal to αβ with α = 1, β = 0. Inputs are split by sign, so negative inputs are handled rightly.
     """
 
+    keeps_zeros = unless_distributed
+
     def parts(self, site: Any) -> Iterator[Part]:
         yield positive_part(site, site.factored(), self.bias_of(site))
 
@@ -365,6 +380,8 @@ class AlphaBeta(LinearRule):
     α − β must be 1 (compared with a tolerance), both must be ≥ 0. iNNvestigate's version with bias puts the whole
     bias into both denominators; that is a bug and is not reproduced (see ``docs/differences.md``).
     """
+
+    keeps_zeros = unless_distributed
 
     def __init__(self, alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
@@ -401,6 +418,8 @@ class AlphaBetaX(LinearRule):
     alpha, beta : pair of float
         The factors (α₀, α₁) and (β₀, β₁).
     """
+
+    keeps_zeros = unless_distributed
 
     def __init__(
         self,
@@ -521,6 +540,9 @@ class Power(LinearRule):
         part.share = torch.sgn(part.total).abs()
         yield part
 
+    def keeps_zeros(self, site: Any) -> bool:
+        return self.p > 0 and unless_distributed(self, site)
+
     def power(self, t: Tensor, what: str) -> Tensor:
         """t^p, refusing roots of negative numbers."""
         if self.p == 1:
@@ -543,6 +565,8 @@ class Beta(LinearRule):
     is 0 (β = −1 or 0): there it is lost, by definition. With ε its factor f becomes |f| / (1 − (1 − |f|) z / s(z)),
     as in the original: 1 for a vanishing ε.
     """
+
+    keeps_zeros = unless_distributed
 
     def __init__(self, beta: float = 0.5, epsilon: float = 1e-6) -> None:
         super().__init__(epsilon, "zero")
@@ -579,3 +603,6 @@ class Rectified(Rule):
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return self.then.relevance(site, positive(R))
+
+    def keeps_zeros(self, site: Any) -> bool:
+        return self.then.keeps_zeros(site)

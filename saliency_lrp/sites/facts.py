@@ -27,15 +27,19 @@ class Facts:
     keeps_sign: Claim = False
     average: Claim = False
     pooling: Claim = False
-    from_output: Claim = False
     rectifier: Claim = False
     maximum: Claim = False
+    winner: Claim = False
     matrix_product: Claim = False
     several: Claim = False
     views: Claim = False
     random: Claim = False
+    statistic: Claim = False
     gate: int | Callable[[Call], int] = PLAIN
     shape_only: tuple[tuple[int, str], ...] = ()
+    signs: tuple[float, float] = (1.0, 1.0)
+    factors: tuple[str, str] = ("input", "other")
+    limit: str = ""
 
     def says(self, claim: str, call: Call) -> bool:
         """Whether a claim holds for a call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -24,8 +25,6 @@ class LinearSite(Site):
     """
 
     kind = "linear"
-    reruns = False
-    rectifiable = True
     #: whether a batch norm can be folded into the weight
     foldable = True
     #: whether the input has so few channels that calls for several inputs are better made one
@@ -39,8 +38,6 @@ class LinearSite(Site):
         self.own_bias = None if bias is None else bias.detach()
         self.version = version(self.own_weight)
         self.batch_norm: Affine | None = None
-        #: an activation or normalisation that computes the input again, where that is not kept
-        self.maker: Site | None = None
 
     def keep(self, slot: int | str, copy: Tensor) -> None:
         super().keep(slot, copy)
@@ -51,21 +48,13 @@ class LinearSite(Site):
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        if self.maker is not None:
-            return (working(self.maker.output),)
         return tuple(working(as_reals(t)) for t in self.saved if t is not None)
-
-    def finds_input(self, tags: list[Any]) -> bool:
-        made = tags[0].site if tags[0] is not None else None
-        self.maker = made if made is not None and made.cheap and made.parent is self.parent else None
-        return self.maker is not None
 
     @property
     def output(self) -> Tensor:
-        return working(super().output)
-
-    def uncut(self) -> Tensor:
-        return working(super().uncut())
+        if self.result is None:  # another site took a batch norm in, and was thought to be the only reader
+            self.result = self.computed_output()
+        return working(as_reals(self.result))
 
     def computed_output(self) -> Tensor:
         z = self.batch_norm_input()
@@ -84,8 +73,8 @@ class LinearSite(Site):
         Outputs are multiplied where they are fewer than weights. The factor is not negative, so that a rule may split
         the weight by sign, unless it takes a factor ``of_any_sign``.
         """
-        norm, size = self.batch_norm, (self.input if self.result is None else self.result).numel()
-        if norm is None or size >= self.own_weight.numel() or not (of_any_sign or norm.keeps_sign):
+        norm = self.batch_norm
+        if norm is None or self.output.numel() >= self.own_weight.numel() or not (of_any_sign or norm.keeps_sign):
             return self.weight, None
         self.check_unchanged()
         return working(self.own_weight), self.as_output(norm.scale)
@@ -198,12 +187,9 @@ class LinearSite(Site):
 
     def below_batch_norm(self, rule: Rule, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of the input, by ``rule`` on the linear layer alone, from that of the layer's output."""
-        kept = self.batch_norm, self.result, self.cut
-        self.batch_norm, self.result, self.cut = None, None, False
-        try:
-            return rule.relevance(self, R)
-        finally:
-            self.batch_norm, self.result, self.cut = kept
+        alone = copy.copy(self)
+        alone.batch_norm, alone.result = None, None
+        return rule.relevance(alone, R)
 
 
 class Diagonal(LinearSite):
@@ -261,8 +247,7 @@ class Diagonal(LinearSite):
         alone = object.__new__(cls)
         alone.__dict__.update(site.__dict__)
         alone.own, alone.own_weight, alone.own_bias = affine, affine.scale, affine.merged_bias(None)
-        alone.saved, alone.maker, alone.result = [site.batch_norm_input()], None, site.uncut()
-        alone.nonnegative = alone.cut = alone.thin = False
+        alone.saved, alone.nonnegative, alone.thin = [site.batch_norm_input()], False, False
         return alone
 
     def batch_norm_alone(self) -> Diagonal:

@@ -99,22 +99,10 @@ class Site:
     depth : int
         How many linear sites lie between the model's input and this one, on the longest way of relevance: 0 where a
         linear site reads the input itself, through whatever moves, scales or shifts it; -1 on other kinds.
-    parents : tuple of int or None
-        For each input, the index of the site that made it (None: the model's input, or a routing op lies between).
     """
 
     kind: ClassVar[str] = "unknown"
     family: str = ""
-    #: Whether rules may ask for inputs / output; a site that never needs one does not keep its memory alive.
-    keeps_inputs: ClassVar[bool] = True
-    keeps_output: ClassVar[bool] = True
-    #: Whether the call may have to run again in a backward pass, so that its arguments are kept.
-    reruns: bool = True
-    #: Whether what a ReLU makes of the output may be kept in its place, and whether it is.
-    rectifiable: ClassVar[bool] = False
-    cut: bool = False
-    #: Whether the output costs less to compute again than to keep for the layer that reads it.
-    cheap: bool = False
     #: Whether the function is ``max(x, 0)``, or that with a bound above.
     rectifies: bool = False
     #: Whether the function maps 0 to 0.
@@ -128,6 +116,10 @@ class Site:
     gives_zeros: bool = False
     #: What the table of facts says of the function, as far as composites select sites by it.
     claims: frozenset[str] = frozenset()
+    #: In the coefficient form: whether what the ReLU behind it makes of the output may be kept in its place, since no
+    #: coefficient comes back to what that cuts off; and whether it is.
+    rectifiable: bool = False
+    rectified: bool = False
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
     takes_several: bool = False
 
@@ -139,7 +131,6 @@ class Site:
         self.path = call.path
         self.module = call.module
         self.index = -1
-        self.parents: tuple[int | None, ...] = ()
         self.arity = 1
         self.rank = self.depth = -1
         self.depth_after = 0
@@ -173,26 +164,9 @@ class Site:
 
     @property
     def output(self) -> Tensor:
-        """The activation that came out; computed again where it was not kept."""
-        if self.cut and not self.rectified:
-            return self.computed_output()
-        if self.result is None:
-            with torch.no_grad():
-                self.result = self.computed_output()
+        """The activation that came out."""
+        assert self.result is not None, f"{self.describe()} has several outputs, or let go of its own"
         return as_reals(self.result)
-
-    def computed_output(self) -> Tensor:
-        """The activation that came out, from those that went in."""
-        return self.call(list(self.inputs))
-
-    def uncut(self) -> Tensor:
-        """The activation that came out, also where ``output`` has 0 for what a ReLU cut off."""
-        return self.computed_output() if self.cut else self.output
-
-    @property
-    def rectified(self) -> bool:
-        """Whether ``output`` has 0 for what a ReLU behind it cut off: in a pass where no relevance comes back there."""
-        return self.cut and self.binding.vanishing
 
     @property
     def account(self) -> bool:
@@ -211,10 +185,6 @@ class Site:
         # what follows a recurrent layer is not the first layer, nor is the layer itself
         self.depth_after = depth + (self.kind in ("linear", "recurrent"))
         return self.depth_after
-
-    def finds_input(self, tags: list[Any]) -> bool:
-        """Whether the input, whose tag is given, need not be kept because its maker can compute it again."""
-        return False
 
     def multiplies(self, shares: Sequence[float]) -> bool:
         """Whether each factor with a share has output / factor for its derivative."""
@@ -287,14 +257,14 @@ class Site:
     def propagate(self, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of each input by the rule that the composite binds to this site."""
         binding = self.binding
-        R_in = binding.use_rule(self).relevance(self, R)
+        R_in = binding.rule_for(self).relevance(self, R)
         if binding.account is not None:
             binding.account.add(self, R, R_in)
         return R_in
 
     def propagate_several(self, R: Any) -> Sequence[Tensor | None]:
         """As :meth:`propagate`, for relevance of several maps (the first axis) of one forward pass."""
-        rule = self.binding.use_rule(self)
+        rule = self.binding.rule_for(self)
         if self.takes_several and rule.takes_several:
             return rule.relevance(self, R)
         if isinstance(R, tuple):  # one for each output, None where no relevance arrived
@@ -306,8 +276,6 @@ class Site:
 
     def forget(self) -> None:
         """Let go of the activations on the way of the last backward pass, as autograd does of its own."""
-        if self.cheap:
-            self.result = None
         if not self.binding.retain and self.parent is None:
             self.saved, self.result = [], None
 
@@ -317,11 +285,6 @@ class Site:
 
     def __repr__(self) -> str:
         return f"<{self.index} {self.kind}: {self.describe()}>"
-
-
-def runs_again_alike(t: Tensor) -> bool:
-    """Whether a call on this tensor computes the same in the backward pass, where no autocast is on any more."""
-    return not torch.is_autocast_enabled(t.device.type)
 
 
 def iter_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:

@@ -192,7 +192,70 @@ def what_the_map_shows() -> set[str]:
     return set(re.findall(r"[\w/]+?(?:\.py|/(?=\s))", block.replace("cli/photo_demo", "photo_demo")))
 
 
+#: Rooms that deal with torch functions, and the one file of theirs that knows them by name.
+ENGINE = "audit composites engine explainers functions interception places propagator rules sites".split()
+FACTS = "saliency_lrp.functions.facts"
+
+
+def names_in(node: ast.AST) -> list[str]:
+    """The strings of a literal collection: a set, list or tuple, the keys of a dict, ``"a b c".split()``.
+
+    A dict from names to code is no list of what is known of functions but a registry.
+    """
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "split":
+        text = node.func.value
+        return text.value.split() if isinstance(text, ast.Constant) and isinstance(text.value, str) else []
+    found: list[ast.expr | None] = []
+    if isinstance(node, ast.Set | ast.List | ast.Tuple):
+        found = list(node.elts)
+    elif isinstance(node, ast.Dict):
+        named = [(k, v) for k, v in zip(node.keys, node.values, strict=True) if k is not None]
+        code = all(isinstance(v, ast.Name | ast.Attribute | ast.Call) for _, v in named)
+        found = [] if code else [k for k, _ in named]
+    return [e.value for e in found if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+
+
+def lists_of_functions(tree: ast.Module, known: set[str]) -> list[int]:
+    """Lines of literal collections with three or more names of torch functions; not what decorators register."""
+    registered = {
+        id(part)
+        for node in ast.walk(tree)
+        for decorator in getattr(node, "decorator_list", ())
+        for part in ast.walk(decorator)
+    }
+    nodes = (node for node in ast.walk(tree) if id(node) not in registered)
+    return [node.lineno for node in nodes if len(known.intersection(names_in(node))) >= 3]  # type: ignore[attr-defined]
+
+
 # ------------------------------------------------------------------------------------------------ this house
+
+
+def test_one_file_knows_torch_functions_by_name(house):
+    from saliency_lrp.functions import KINDS, facts
+
+    known = (
+        {n for n in (*facts.TABLE, *facts.WAYS) if isinstance(n, str)} - set(KINDS) - {"matmul"}
+    )  # kinds of sites have such names, too
+    rooms = [name for name in house.files if house.room(name) in ENGINE and name != FACTS]
+    found = {name: lines for name in rooms if (lines := lists_of_functions(house.trees[name], known))}
+    assert found == {}, "these belong in functions/facts.py"
+    assert len(lists_of_functions(house.trees[FACTS], known)) > 5
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A = {'relu', 'gelu', 'silu'}", 1),
+        ("A = frozenset('relu gelu silu'.split())", 1),
+        ("def f(x):\n    return x in ('relu', 'gelu', 'silu', 'other')", 1),
+        ("A = {'relu': 1, 'gelu': 2, 'silu': 3}", 1),
+        ("A = {'relu': f, 'gelu': g, 'silu': h}", 0),
+        ("@handles('relu', 'gelu', *('silu', 'relu', 'gelu'))\ndef f(): ...", 0),
+        ("A = ('relu', 'gelu', 'other')", 0),
+    ],
+)
+def test_a_list_of_functions_is_found(text, found):
+    assert len(lists_of_functions(ast.parse(text), {"relu", "gelu", "silu"})) == found
 
 
 def test_every_module_is_on_the_map(house, shown):
