@@ -42,7 +42,7 @@ from .places import ModuleCall, Place, Watch
 from .report import Account, Report, not_closed, total
 from .rules import Rule
 from .sites.site import Site
-from .values import holds
+from .values import holds, is_finite
 
 
 class RelevancePropagator:
@@ -245,15 +245,18 @@ NOT_FINITE = "a coefficient is no number"
 
 def are_finite(values: Iterable[Tensor | None]) -> bool:
     """Whether every number of every tensor is finite."""
-    return all(bool(torch.isfinite(v).all()) for v in values if v is not None)
+    return all(is_finite(v) for v in values if v is not None)
 
 
 def as_coefficient(R: Tensor, out: Tensor) -> Tensor:
     """R / output; an output that is 0 can have no relevance."""
+    c = R / out
+    if holds(lambda: is_finite(c), unknown=False):
+        return c
     zero = out == 0
     if holds((zero & (R != 0)).any, unknown=False):
         raise NoCoefficient(ON_ZERO)
-    return torch.where(zero, 0.0, R / out)
+    return torch.where(zero, 0.0, c)
 
 
 class Trace:

@@ -45,6 +45,7 @@ class CoefficientForm:
         self.reference = ReferenceForm()
         self.linear_count = 0
         self._natively: dict[str, bool] = {}
+        self._rules: dict[str, Rule | None] = {}
         #: whether relevance itself is carried close to the input: some rule might give it to a zero there
         self.final = not all(has_coefficient(rule) for _, rule in (*composite.rows, *composite.base))
 
@@ -129,7 +130,7 @@ class CoefficientForm:
             tag_of(out).final = True  # type: ignore[union-attr]
             return out
         depth = depth_of_result(site, [tag_of(t) for t in tensors])
-        rule = self.composite.rule_in_forward(site)
+        rule = self.rule_of(site)
         treatment = TREATMENTS.get(type(rule), bridged) if rule is not None else late
         if any(final) and treatment is not bridged and treatment is not late:
             if call.inplace and tag_of(call.args[0]) is not None and tag_of(call.args[0]).final:  # type: ignore[union-attr]
@@ -148,6 +149,14 @@ class CoefficientForm:
         tag = Tag(tracer.token, kept, gate, nonnegative, depth)
         tag.smooth = site.kind in SMOOTH
         return tracer.tag(out, tag)
+
+    def rule_of(self, site: Site) -> Rule | None:
+        """The rule of a site; asked once for all sites of a kind where they share one."""
+        kind = site.kind
+        if kind not in self._rules:
+            self._rules[kind] = self.composite.rule_of_kind(kind)
+        rule = self._rules[kind]
+        return rule if rule is not None and rule.applies_to(site) else self.composite.rule_in_forward(site)
 
     # ------------------------------------------------------------------ ways to carry a call out
 

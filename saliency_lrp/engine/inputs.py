@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path,
 
 from ..errors import InputError, unknown_name
 from ..model.unwrapped import refusal_of_values
-from ..values import holds
+from ..values import holds, is_finite
 
 #: Arguments that hold what a language model has already read.
 CACHES = ("past_key_values", "past_key_value", "cache_params", "past")
@@ -167,6 +168,8 @@ class Arguments:
             t = a.value
             if (why := refusal_of_values(t)) is not None:
                 raise InputError(f"input {k} ({a.name!r}) {why}")
+            if holds(partial(is_finite, t), unknown=True):
+                continue
             bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
             if holds(bad.any, unknown=False):
                 raise InputError(

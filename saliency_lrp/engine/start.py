@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError, unknown_name
 from ..model.devices import accumulator
-from ..values import holds, is_captured
+from ..values import holds, is_captured, is_finite
 
 #: Where scores are, where a model names its results.
 SCORES = ("out.logits", "out['logits']", "out.out", "out['out']")
@@ -94,7 +94,7 @@ def _shape_of(found: Sequence[Scores], output: Any) -> str:
 
 def check_finite(values: Tensor) -> None:
     """Refuse an output that says nothing."""
-    if holds(lambda: not torch.isfinite(values).all(), unknown=False):
+    if holds(lambda: not is_finite(values), unknown=False):
         bad = int((~torch.isfinite(values)).sum())
         raise InputError(
             f"the model's output has NaN or infinite values ({bad} of {values.numel()}); there is nothing to explain: "
@@ -397,7 +397,7 @@ def given_seed(seed: Any, out: Tensor) -> Tensor | None:
         return None
     if seed.shape != out.shape:
         raise InputError(f"seed has shape {tuple(seed.shape)}, but the output has {tuple(out.shape)}")
-    if holds(lambda: not torch.isfinite(seed).all(), unknown=False):
+    if holds(lambda: not is_finite(seed), unknown=False):
         raise InputError("seed has values that are NaN or infinite")
     return seed.detach().to(out)
 

@@ -185,6 +185,9 @@ def added_matrix_product(call: Call) -> Any:
     bias = per_output(shift, beta, y.shape[-1]) if call.name in ("addmm", "baddbmm") else None
     if call.inplace or not call.is_activation(x) or bias is NO_BIAS or call.name not in ("addmm", "baddbmm"):
         return in_steps(call)
+    out = call.as_is("linear", [x])
+    if out is not None:
+        return out
     weight = y if alpha == 1 else y * alpha
     if call.name == "addmm":
         return linear_node(call, Dense(call, weight.mT, bias), x)
