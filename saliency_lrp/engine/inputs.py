@@ -163,11 +163,12 @@ class Arguments:
 
     def check(self) -> None:
         """Nothing that is not finite, but -inf after the first tensor, where it stands in masks."""
+        for k, a in enumerate(self.tensors):
+            if (why := refusal_of_values(a.value)) is not None:
+                raise InputError(f"input {k} ({a.name!r}) {why}")
         numbers = [a for a in self.tensors if a.is_dense and a.value.is_floating_point()]
         for k, a in enumerate(numbers):
             t = a.value
-            if (why := refusal_of_values(t)) is not None:
-                raise InputError(f"input {k} ({a.name!r}) {why}")
             if holds(partial(is_finite, t), unknown=True):
                 continue
             bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
