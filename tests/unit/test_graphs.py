@@ -11,16 +11,16 @@ from saliency_lrp import graphs
 from tests.helpers.tiny import noise
 
 
-def test_constants_are_computed_once_and_writes_stay():
+def test_constants_are_computed_once():
     weight = noise(3, 3)
 
     def run(x):
-        return x @ (weight.abs() + 1.0) + torch.zeros(2, 3, dtype=x.dtype).add_(x)
+        return x @ (weight.abs() + 1.0)
 
     graph = make_fx(run)(noise(2, 3))
     folded = graphs.fold_constants(graph)
     names = [node.target for node in folded.graph.nodes if node.op == "call_function"]
-    assert torch.ops.aten.abs.default not in names and torch.ops.aten.mm.default in names
+    assert names == [torch.ops.aten.mm.default]
     torch.testing.assert_close(folded(noise(2, 3, seed=1)), run(noise(2, 3, seed=1)))
 
 
