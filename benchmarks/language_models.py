@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests"))
-from torchvision_cpu import import_torchvision
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
+from tests.helpers.torchvision_cpu import import_torchvision
 
 warnings.filterwarnings("ignore")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

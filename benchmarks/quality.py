@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs from a checkout, installed or not
+sys.path[:0] = [str(ROOT)]  # runs from a checkout, installed or not
 
 from benchmarks.models import ResidualBlock, SmallResNet, SmallViT  # noqa: E402
 from saliency_lrp import composites  # noqa: E402
@@ -368,7 +368,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
-        from torchvision_cpu import import_torchvision
+        from tests.helpers.torchvision_cpu import import_torchvision
 
         import_torchvision()  # Quantus and zennit import it
     except ImportError:

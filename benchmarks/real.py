@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs from a checkout, installed or not
+sys.path[:0] = [str(ROOT)]  # runs from a checkout, installed or not
 
 from benchmarks import real_world  # noqa: E402
 from benchmarks.real_world import Scenes  # noqa: E402
@@ -437,7 +437,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     real_world.STAMPS = options.stamps
     try:
-        from torchvision_cpu import import_torchvision
+        from tests.helpers.torchvision_cpu import import_torchvision
 
         import_torchvision()  # zennit and grad-cam import it
     except ImportError:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests"))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 
 NETS: dict[str, Callable[[int], nn.Module]] = {
     "lstm": lambda size: nn.LSTM(size, size, batch_first=True),

@@ -217,7 +217,7 @@ class CoefficientForm:
 
 
 #: Kinds of sites whose results are hardly ever exactly 0.
-SMOOTH = frozenset({"linear", "sum", "normalisation"})
+SMOOTH = frozenset({"linear", "sum", "normalization"})
 
 
 def held_one(value: Any, tensors: list[Tensor]) -> Any:
@@ -399,7 +399,7 @@ def proportional(form: CoefficientForm, call: Call, site: Any, tensors: list[Ten
             return BRIDGED
         site.native = True
         return form.native(call, site, [call.arg(0, "input")] if site.batch_norm is not None else tensors)
-    if site.kind == "normalisation":
+    if site.kind == "normalization":
         out = Normalized.make(tensors[0], site, lambda: call.func(*call.args, **call.kwargs))
     else:
         out = form.native(call, site, tensors)

@@ -25,8 +25,8 @@ from ..sites.tag import tag_of
 from ..values import holds, of_the_example
 
 if TYPE_CHECKING:
-    from ..interception import Interceptor
     from .inputs import Argument
+    from .interception import Interceptor
 
 #: Where a tensor's trail is kept.
 TRAIL = "_saliency_lrp_trail"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..audit import mark
 from ..sites.call import Call, held_among, stored
 from ..sites.site import OUTPUT, Site, as_reals, from_reals
 from ..sites.tag import Tag, tag_of
+from .audit import mark
 
 
 class Node(torch.autograd.Function):

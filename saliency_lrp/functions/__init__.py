@@ -11,7 +11,7 @@ from . import (
     embedding,
     experts,
     matmul,
-    normalisation,
+    normalization,
     opened,
     products,
     recurrent,

@@ -2,7 +2,8 @@
 
 A row says which **kind** a function is of, which is how it hands relevance back (see ``README.md``), and what it
 **claims**. A claim holds for every call, or is a predicate that looks at the call's arguments. Everything that is
-claimed here is tried on the samples of PyTorch's own operator database and on random inputs (``tests/test_facts.py``).
+claimed here is tried on the samples of PyTorch's own operator database and on random inputs
+(``tests/unit/functions/test_facts.py``).
 
 ============== ====================================================================================================
 claim          what holds for the function ``f`` of the activations among its arguments (numbers stay as they are)

@@ -43,6 +43,10 @@ ASKED = ("target", "selected", "composite", "layer", "channel")
 NOT_SAVED = ("layout", "tabbable", "tooltip", "key")
 
 
+#: more than any layer has
+MOST_CHANNELS = 2**24
+
+
 def _map_trait(panel: str) -> str:
     return f"map_{panel}"
 
@@ -231,7 +235,7 @@ class SaliencyWidget(Looked, anywidget.AnyWidget):  # type: ignore[valid-type,mi
             return list(dict.fromkeys(value))
         elif name in ("composite", "layer"):
             self._check(**{name: value})
-        elif name == "channel" and value < -1:
+        elif name == "channel" and not -1 <= value < MOST_CHANNELS:
             raise InputError(f"channel {value} should be a number of a channel, or -1 for none.")
         elif name == "slice" and not 0 <= value < len(self._volume):
             raise InputError(
@@ -251,7 +255,7 @@ class SaliencyWidget(Looked, anywidget.AnyWidget):  # type: ignore[valid-type,mi
         taken = {}
         for name, value in sync_data.items():
             if name in (*ASKED, *LOOKS, "slice"):
-                with contextlib.suppress(InputError, traitlets.TraitError):
+                with contextlib.suppress(ValueError, TypeError, OverflowError, traitlets.TraitError):
                     taken[name] = self._checked(name, self.traits()[name].validate(self, value))
         super().set_state(taken)
         refused = [name for name in sync_data if name not in taken and name in self.keys]
