@@ -1,7 +1,7 @@
 """What giving a model back as it was costs one explanation, as a share of one plain input gradient.
 
-CPU time of one thread, since that hardly depends on what else a machine does: of all that is put around a model and taken
-off again, without the model's own work.
+CPU time of one thread, since that hardly depends on what else a machine does: of all that is put around a model and
+taken off again, without the model's own work.
 
     python benchmarks/frame.py
 """
@@ -70,8 +70,16 @@ def gradient(model: nn.Module, x: Tensor) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    cases = [("small", small(), 32), ("resnet18", build("resnet18", "cpu"), 64), ("resnet50", build("resnet50", "cpu"), 224)]
-    print("| model | modules | picture | gradient, µs | around LRP | around a gradient method |\n|---|---|---|---|---|---|")
+    cases = [
+        ("small", small(), 32),
+        ("resnet18", build("resnet18", "cpu"), 64),
+        ("resnet50", build("resnet50", "cpu"), 224),
+    ]
+    print(
+        "| model | modules | picture | gradient, µs | around LRP | around a gradient method |",
+        "|---|---|---|---|---|---|",
+        sep="\n",
+    )
     for name, model, side in cases:
         x = torch.randn(1, 3, side, side)
         model.eval()
