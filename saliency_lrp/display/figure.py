@@ -87,8 +87,8 @@ def draw_tensorwatch(results: Sequence[Any], cols: int = 2, figsize: tuple[float
         if picture is not None:
             axes.imshow(picture)
             values = _fit(values, (picture.height, picture.width))
-        aspect = None if np.ndim(values) > 1 else "auto"
-        axes.imshow(np.atleast_2d(values), alpha=result.saliency_alpha, cmap=result.saliency_cmap, aspect=aspect)
+        axes.imshow(np.atleast_2d(values), alpha=result.saliency_alpha, cmap=result.saliency_cmap)
+        axes.set_aspect("equal" if np.ndim(values) > 1 else "auto")
     return figure
 
 
