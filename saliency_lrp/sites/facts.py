@@ -37,6 +37,8 @@ class Facts:
     replaces: Claim = False
     diagonal: Claim = False
     replaces: Claim = False
+    diagonal: Claim = False
+    replaces: Claim = False
     random: Claim = False
     statistic: Claim = False
     gate: int | Callable[[Call], int] = PLAIN
