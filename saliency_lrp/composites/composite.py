@@ -21,7 +21,7 @@ def defaults(epsilon: float = 1e-12) -> list[Row]:
     """
     return [
         (kind("linear"), r.Epsilon(epsilon)),
-        (kind("sum", "normalisation"), r.Norm(epsilon)),
+        (kind("sum", "normalization"), r.Norm(epsilon)),
         (kind("activation", "scale"), r.Pass()),
         (kind("gate"), r.SignalTakesAll(epsilon)),
         (kind("product", "matmul"), r.Uniform(epsilon)),

@@ -217,7 +217,7 @@ class CoefficientForm:
 
 
 #: Kinds of sites whose results are hardly ever exactly 0.
-SMOOTH = frozenset({"linear", "sum", "normalisation"})
+SMOOTH = frozenset({"linear", "sum", "normalization"})
 
 
 def held_one(value: Any, tensors: list[Tensor]) -> Any:
@@ -399,7 +399,7 @@ def proportional(form: CoefficientForm, call: Call, site: Any, tensors: list[Ten
             return BRIDGED
         site.native = True
         return form.native(call, site, [call.arg(0, "input")] if site.batch_norm is not None else tensors)
-    if site.kind == "normalisation":
+    if site.kind == "normalization":
         out = Normalized.make(tensors[0], site, lambda: call.func(*call.args, **call.kwargs))
     else:
         out = form.native(call, site, tensors)
@@ -481,20 +481,18 @@ def attention(form: CoefficientForm, call: Call, site: Any, tensors: list[Tensor
     """The fused kernel's own derivative, with the rule's shares for query, key and value: never a matrix S × S."""
     if rule.epsilon > GUARD:
         return BRIDGED
+    # what query and key get is taken of the output's coefficient: two passes over activations in place of three
+    common = rule.shares[0] or rule.shares[2]
     operands = []
     for k, (name, share) in enumerate(zip(("query", "key", "value"), rule.shares, strict=True)):
         t = call.arg(k, name)
         if t.requires_grad:
-            t = (
-                Scaled.make(t, share)
-                if share not in (0, 1) and any(t is a for a in tensors)
-                else t
-                if share
-                else t.detach()
-            )
+            gets = share and any(t is a for a in tensors)
+            t = t.detach() if not gets else t if share == common else Scaled.make(t, share / common)
         operands.append(t)
     rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
-    return call.func(*operands, *held(call.args[3:], []), **held_by_name(rest, []))
+    out = call.func(*operands, *held(call.args[3:], []), **held_by_name(rest, []))
+    return out if common == 1 else Scaled.make(out, common)
 
 
 def has_coefficient(rule: Rule) -> bool:

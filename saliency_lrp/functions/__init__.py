@@ -14,7 +14,7 @@ from . import (
     embedding,
     experts,
     matmul,
-    normalisation,
+    normalization,
     products,
     python_bodies,
     recurrent,

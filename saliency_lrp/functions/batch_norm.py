@@ -11,7 +11,7 @@ from ..sites.batch_norm import BatchNorm
 from ..sites.call import Call
 from ..sites.linear import BatchNormSite, LinearSite, folded, linear_node
 from ..sites.tag import tag_of
-from .normalisation import NormalisationSite, per_channel
+from .normalization import NormalizationSite, per_channel
 from .registry import kind
 
 
@@ -56,7 +56,7 @@ def instance_norm(call: Call) -> Any:
     if not use_input_stats:
         return batch_norm(call)  # its first arguments stand in the same order
     gain = per_channel(call.arg(3, "weight"), x)
-    return call.node(NormalisationSite(call, (*x.shape[:2], -1), (2,), call.arg(7, "eps", 1e-5), gain), [x])
+    return call.node(NormalizationSite(call, (*x.shape[:2], -1), (2,), call.arg(7, "eps", 1e-5), gain), [x])
 
 
 def statistics_of_the_batch(call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
@@ -65,4 +65,4 @@ def statistics_of_the_batch(call: Call, x: Tensor, weight: Tensor | None, bias: 
     call.interceptor.note(
         f"{call.name} at {call.path!r} has no running statistics: the map of an image depends on the rest of its batch"
     )
-    return call.node(NormalisationSite(call, tuple(x.shape), axes, eps, per_channel(weight, x)), [x])
+    return call.node(NormalizationSite(call, tuple(x.shape), axes, eps, per_channel(weight, x)), [x])

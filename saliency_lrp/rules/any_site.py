@@ -29,7 +29,7 @@ class Norm(Rule):
         spread evenly over the inputs, on sums of real tensors (other sites then take the next rule of the composite).
     """
 
-    kinds = frozenset({"sum", "normalisation", "linear", "matmul", "unknown"})
+    kinds = frozenset({"sum", "normalization", "linear", "matmul", "unknown"})
     keeps_zeros = unless_distributed
 
     def __init__(self, epsilon: float = 1e-12, relative: bool = False, bias: BiasMode = "keep") -> None:
@@ -88,7 +88,7 @@ class Taylor(Norm):
 class Pass(Rule):
     """Relevance passes unchanged: ``R_in = R``, for one-to-one functions (activations; a batch norm of its own)."""
 
-    kinds = frozenset({"activation", "scale", "normalisation", "linear", "softmax", "unknown", "sum"})
+    kinds = frozenset({"activation", "scale", "normalization", "linear", "softmax", "unknown", "sum"})
     batches_maps = True
 
     def relevance(self, site: SiteView, R: Tensor) -> Messages:

@@ -114,7 +114,7 @@ ANY_KIND = frozenset(
         "matmul",
         "softmax",
         "attention",
-        "normalisation",
+        "normalization",
         "recurrent",
         "steps",
         "unknown",

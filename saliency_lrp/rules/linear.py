@@ -234,14 +234,14 @@ def by_sign(x: Tensor, everywhere: Tensor | None, above: Tensor | None, below: T
     return functools.reduce(Tensor.add_, found)
 
 
-def favoured(gamma: float, sign: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def favored(gamma: float, sign: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The function w + γ w⁺ or w + γ w⁻, by ``sign``."""
 
-    def favour(w: Tensor) -> Tensor:
+    def favor(w: Tensor) -> Tensor:
         chosen = sign(w)
         return torch.add(w, chosen, alpha=gamma, out=chosen)
 
-    return favour
+    return favor
 
 
 #: What ``site.weight_and_scale()`` gives: a weight, and what its outputs are to be multiplied by (≥ 0), if anything.
@@ -320,7 +320,7 @@ class Gamma(LinearRule):
 
     def parts(self, site: LinearView) -> Iterator[Part]:
         w, scale = site.weight_and_scale()
-        yield Part([Term(site.input, favoured(self.gamma, positive)(w), 0)], self.bias_of(site), scale)
+        yield Part([Term(site.input, favored(self.gamma, positive)(w), 0)], self.bias_of(site), scale)
 
 
 class GeneralizedGamma(LinearRule):
@@ -340,7 +340,7 @@ class GeneralizedGamma(LinearRule):
 
     def parts(self, site: LinearView) -> Iterator[Part]:
         (w, scale), b, z = site.weight_and_scale(), self.bias_of(site), site.output
-        up, down = favoured(self.gamma, positive), favoured(self.gamma, negative)
+        up, down = favored(self.gamma, positive), favored(self.gamma, negative)
         total_up = total_down = None  # then the sum of the contributions
         if self.output_serves(site):
             total_up, total_down = self.totals(site, (w, scale), b, z)

@@ -235,21 +235,21 @@ class Reference:
             out[n, c, p, q] += R[n, c, i, j]
         return [out]
 
-    def normalisation(self, node: Node, xs: list[Tensor], z: Tensor, R: Tensor) -> list[Tensor]:
+    def normalization(self, node: Node, xs: list[Tensor], z: Tensor, R: Tensor) -> list[Tensor]:
         """(x - mean) / std · gain + shift, where 1 / std is a constant and the mean is linear in x."""
         (x,), layer = xs, self.graph.layers[node.layer]
         groups = {"GroupNorm": lambda: layer.num_groups, "InstanceNorm2d": lambda: x.shape[1]}
         g = groups.get(type(layer).__name__, lambda: 1)()
         grouped = x.reshape(len(x), g, -1)
         size = grouped.shape[-1]
-        centre = torch.eye(size, dtype=x.dtype) - 1.0 / size
+        center = torch.eye(size, dtype=x.dtype) - 1.0 / size
         std = (grouped.var(-1, correction=0, keepdim=True) + layer.eps).sqrt()
         gain = torch.ones(x.shape[1:], dtype=x.dtype)
         if layer.weight is not None:
             w = layer.weight.detach()
             gain = gain * (w if w.dim() == 3 else w.reshape(-1, 1, 1))
-        parts = (grouped.abs() @ centre.abs() / std).reshape(x.shape) * gain.abs()
+        parts = (grouped.abs() @ center.abs() / std).reshape(x.shape) * gain.abs()
         shift = torch.zeros_like(parts) if layer.bias is None else layer.bias.detach().abs()
         shift = shift.reshape(-1, 1, 1) if shift.dim() == 1 else shift
         c = self.divide(R, z, parts + shift, TINY) * gain
-        return [grouped.mul((c.reshape(grouped.shape) / std) @ centre).reshape(x.shape)]
+        return [grouped.mul((c.reshape(grouped.shape) / std) @ center).reshape(x.shape)]

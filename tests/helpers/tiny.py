@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saliency_lrp import rules
-from saliency_lrp.propagator import RelevancePropagator
+from saliency_lrp.propagator import RelevancePropagator, Trace
 
 #: ε so small that LRP-ε is gradient × input on networks that are piecewise linear
 EXACT = rules.Epsilon(1e-13)
@@ -68,3 +69,55 @@ def epsilon(a: Tensor, w: Tensor, b: Tensor | None, R: Tensor, width: float = 0.
     c = a[..., None, :] * w
     z = c.sum(-1) + (0 if b is None else b)
     return (c * (R / (z + width * torch.where(z < 0, -1.0, 1.0)))[..., None]).sum(-2)
+
+
+#: z⁺ with next to no stabilizer
+ZPLUS = rules.ZPlus(1e-13)
+
+
+def close(got: Tensor, want: Tensor, tolerance: float = 1e-8) -> None:
+    """No value is off by more than a share of the largest one."""
+    assert got.shape == want.shape and got.dtype == want.dtype
+    off, largest = float((got - want).abs().amax()), float(want.abs().amax())
+    assert off <= tolerance * largest, f"off by {off:.3g} of {largest:.3g}"
+
+
+def lin(before: int, after: int) -> nn.Linear:
+    """A dense layer without a bias: an exact share of relevance for everything."""
+    return nn.Linear(before, after, bias=False)
+
+
+def traced(model: nn.Module, x: Tensor, unknown: str = "warn") -> Trace:
+    return RelevancePropagator(model, EXACT, unknown).trace(x)
+
+
+def count_passes(model: nn.Module) -> list[int]:
+    """A list that grows by one with every forward pass."""
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    return passes
+
+
+class Block(nn.Module):
+    """A function as a module of its own."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, h: Tensor) -> Any:
+        return self.function(h)
+
+
+def residual(s: Any, x: Tensor) -> Tensor:
+    y = s.norm1(s.conv1(x)).relu_()
+    z = s.norm2(s.conv2(y)) + y
+    return s.head(F.max_pool2d(F.relu(z, inplace=True), 2).flatten(1))
+
+
+def small_net() -> Net:
+    """Two convolutions with batch norms, a skip connection and in-place ReLUs, registered in another order."""
+    torch.manual_seed(1)
+    norms = {"norm1": nn.BatchNorm2d(4), "norm2": nn.BatchNorm2d(4)}
+    convs = {"conv1": nn.Conv2d(3, 4, 3, padding=1), "conv2": nn.Conv2d(4, 4, 3, padding=1, bias=False)}
+    return statistics(Net(residual, **norms, **convs, head=nn.Linear(36, 5)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,39 @@ def test_private_names_stay_in_their_module(house):
 def test_every_room_has_its_place_in_the_order(house):
     rooms = " ".join(ORDER).split()
     assert sorted(rooms) == sorted(house.rooms())
+
+
+def test_every_room_has_its_tests_by_name(house):
+    """``tests/unit/test_room.py``, or a folder ``tests/unit/room``; the property tests come on top."""
+    unit = ROOT / "tests" / "unit"
+    files = {path.stem.removeprefix("test_") for path in unit.glob("test_*.py")}
+    folders = {path.parent.name for path in unit.glob("*/test_*.py")}
+    assert not house.rooms() - files - folders - {"__main__"}, "rooms without tests"
+    assert not (files | folders) - house.rooms(), "tests of no room"
+
+
+def test_tests_lie_in_their_folders():
+    outside = {path.name for path in (ROOT / "tests").glob("test_*.py")}
+    assert not outside, "tests/unit/, properties/, originals/, notebook/, jobs/ or house/"
+
+
+BRITISH = re.compile(
+    r"colour|grey|normalis|stabilis|initialis|optimis|quantis|recognis|summaris|favour|behaviour|centre"
+)
+#: names that users knew before, and those of other programs
+SPELLED_OTHERWISE = {"colour_limit", "colour_table", "normalise"}
+
+
+@pytest.mark.parametrize("folder", ["saliency_lrp", "tests", "benchmarks"])
+def test_identifiers_are_american(folder):
+    found = set()
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        with path.open("rb") as file:
+            names = {t.string for t in tokenize.tokenize(file.readline) if t.type == tokenize.NAME}
+        found |= {
+            f"{path.relative_to(ROOT)}: {name}" for name in names - SPELLED_OTHERWISE if BRITISH.search(name.lower())
+        }
+    assert not found
 
 
 def test_imports_run_one_way(house):

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from saliency_lrp.errors import InputError
 from tests.jobs import dataset_job
 
 pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
@@ -74,10 +72,3 @@ def test_a_killed_worker_changes_nothing(tmp_path):
     assert f"{dataset_job.ITEMS} of {dataset_job.ITEMS} explained" in done.stdout
     dataset_job.run(tmp_path / "alone.zarr")
     assert_same(out, tmp_path / "alone.zarr")
-
-
-def test_at_least_one_worker(tmp_path):
-    from saliency_lrp.ray_dataset import explain_dataset_on_ray
-
-    with pytest.raises(InputError, match="workers=0"):
-        explain_dataset_on_ray(torch.nn.Linear(3, 2), torch.randn(4, 3), tmp_path / "m.zarr", workers=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from saliency_lrp import composites, rules
 from saliency_lrp.composites import Composite
 from saliency_lrp.propagator import RelevancePropagator
+from tests.helpers.tiny import close as near
 from tests.helpers.torchvision_cpu import import_torchvision
 from tests.unit.rules.test_rules import LAYERS, seeded
 
@@ -41,9 +43,7 @@ RULES: dict[str, tuple[Callable[[str], rules.Rule], Callable[..., object]]] = {
 }  # fmt: skip
 
 
-def close(got: Tensor, want: Tensor) -> None:
-    assert got.shape == want.shape and want.isfinite().all()
-    assert (got - want).abs().max() <= 1e-6 * want.abs().max()
+close = partial(near, tolerance=1e-6)
 
 
 def zennit_rule(layer: nn.Module, rule: object, x: Tensor, R: Tensor) -> Tensor:

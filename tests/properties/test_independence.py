@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,9 @@ from saliency_lrp import composites, rules
 from saliency_lrp.composites import Composite
 from saliency_lrp.propagator import RelevancePropagator
 from tests.helpers.tiny import Net, epsilon, noise
+from tests.helpers.tiny import close as near
 
-
-def close(got, want, tolerance=1e-9):
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
+close = partial(near, tolerance=1e-9)
 
 
 def explain(model, *inputs, composite="auto", target=1):

@@ -232,7 +232,7 @@ class Maker:
         make = self.draw(st.sampled_from(["batch", *choices]))
         if make != "batch":
             assume(channels * height * width > 1)
-            self.add("normalisation", (k,), self.shapes[k], layer=self.layer(make, lambda m: False))
+            self.add("normalization", (k,), self.shapes[k], layer=self.layer(make, lambda m: False))
         elif not self.source_is_gone(k):
             self.batch_norm(k)
 

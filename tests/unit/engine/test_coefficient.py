@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from saliency_lrp import RelevancePropagator, list_composites, rules
+from tests.helpers.tiny import count_passes
 
 F64 = torch.float64
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {}
@@ -440,16 +441,9 @@ def test_what_the_last_test_counts():
 # ------------------------------------------------------------------------------------------------ what falls back
 
 
-def counted(net: nn.Module) -> list[int]:
-    """A list that grows by one with every forward pass."""
-    passes: list[int] = []
-    net.register_forward_hook(lambda *_: passes.append(1))
-    return passes
-
-
 def test_a_composite_without_a_coefficient_is_found_out_once():
     net, x = built("conv_relu")
-    passes = counted(net)
+    passes = count_passes(net)
     propagator = RelevancePropagator(net, rules.Flat())
     for _ in range(3):
         trace = propagator.bound_trace(x)
@@ -461,7 +455,7 @@ def test_a_composite_without_a_coefficient_is_found_out_once():
 def test_a_bound_trace_can_be_asked_anything():
     """It runs the model once more, and then is a trace like any other."""
     net, x = built("residual")
-    passes = counted(net)
+    passes = count_passes(net)
     trace, full = RelevancePropagator(net, "epsilon").bound_trace(x), RelevancePropagator(net, "epsilon").trace(x)
     assert len(passes) == 2 and trace.bound
     R = trace.relevance(2)

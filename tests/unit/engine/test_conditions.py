@@ -10,7 +10,7 @@ from torch import nn
 
 from saliency_lrp.errors import InputError
 from saliency_lrp.propagator import RelevancePropagator
-from tests.helpers.tiny import EXACT, Net, noise, statistics
+from tests.helpers.tiny import EXACT, Net, close, noise, statistics
 
 
 def conv(before, after):
@@ -28,10 +28,6 @@ def through(run, mask, x, target=1):
     h, score = run(leaf)
     (c,) = torch.autograd.grad(score[:, target].sum(), h, retain_graph=True)
     return (torch.autograd.grad(h, leaf, c * mask)[0] * leaf).detach()
-
-
-def close(got, want, tolerance=1e-7):
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * max(float(want.abs().max()), 1e-30))
 
 
 JOINS = {

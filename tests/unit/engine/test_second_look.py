@@ -9,21 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from saliency_lrp.errors import InputError
-from saliency_lrp.propagator import RelevancePropagator
-from tests.helpers.tiny import EXACT, Net, gradient_times_input, noise
-
-
-def lin(before, after):
-    return nn.Linear(before, after, bias=False)
+from tests.helpers.tiny import Net, gradient_times_input, lin, noise, traced
 
 
 def net(run):
     torch.manual_seed(0)
     return Net(run, a=lin(6, 5), b=lin(5, 3), c=lin(6, 3))
-
-
-def traced(model, x, unknown="warn"):
-    return RelevancePropagator(model, EXACT, unknown).trace(x)
 
 
 # ------------------------------------------------------------------------------------------------ a second look

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saliency_lrp import RelevancePropagator
+from tests.helpers.tiny import close as near
 
 F64 = torch.float64
 
@@ -49,9 +51,7 @@ def relevance(net: nn.Module, x: Tensor, composite: str = "epsilon") -> Tensor:
     return R
 
 
-def close(a: Tensor, b: Tensor) -> None:
-    error, largest = float((a - b).abs().max()), float(b.abs().max())
-    assert error <= 1e-6 * largest, f"off by {error:.3g} of {largest:.3g}"
+close = partial(near, tolerance=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ hard sigmoids

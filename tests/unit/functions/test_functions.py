@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from saliency_lrp import functions, rules
 from saliency_lrp.functions import HANDLERS
 from saliency_lrp.functions.activations import activation
-from saliency_lrp.functions.normalisation import layer_norm
+from saliency_lrp.functions.normalization import layer_norm
 from saliency_lrp.functions.routing import constant, routing
 from saliency_lrp.functions.sums import sum_like
 from saliency_lrp.propagator import RelevancePropagator

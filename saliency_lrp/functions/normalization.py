@@ -15,7 +15,7 @@ from ..sites.site import Site
 from .registry import kind
 
 
-class NormalisationSite(Site):
+class NormalizationSite(Site):
     """``y = (x − mean) · r · γ + β`` over ``axes``, with r = 1 / std constant and the mean linear in x.
 
     Parameters
@@ -28,7 +28,7 @@ class NormalisationSite(Site):
         Whether the mean is subtracted (not so in RMS norm).
     """
 
-    kind = "normalisation"
+    kind = "normalization"
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class NormalisationSite(Site):
         axes: tuple[int, ...],
         eps: float,
         gain: Tensor | None,
-        centred: bool = True,
+        centered: bool = True,
     ) -> None:
         super().__init__(call)
         self.shape = shape
         self.axes = axes
         self.eps = eps
         self.gain = None if gain is None else gain.detach()
-        self.centred = centred
+        self.centered = centered
         #: the call as one kernel that also gives what :meth:`inverse_of` does
         self.fused: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
@@ -54,16 +54,16 @@ class NormalisationSite(Site):
     def vjp_with(self, c: Tensor, inverse: Tensor) -> Tensor:
         """The transposed Jacobian, with what :meth:`inverse_of` gave."""
         g = (working(c) if self.gain is None else c * working(self.gain)).reshape(self.shape)
-        if self.centred:
-            g = (g - g.mean(self.axes, keepdim=True)).mul_(inverse)
-        else:
-            g = g * inverse
-        return g.reshape(c.shape)
+        own = self.gain is not None  # memory of its own, which is written over
+        if self.centered:
+            mean = g.mean(self.axes, keepdim=True)
+            g, own = g.sub_(mean) if own else g - mean, True
+        return (g.mul_(inverse) if own else g * inverse).reshape(c.shape)
 
     def inverse_of(self, x: Tensor) -> Tensor:
         """``1 / sqrt(var + eps)``, shaped to broadcast against x in ``shape``."""
         x = working(x).reshape(self.shape)
-        return self.inverse_deviation(x - x.mean(self.axes, keepdim=True) if self.centred else x)
+        return self.inverse_deviation(x - x.mean(self.axes, keepdim=True) if self.centered else x)
 
     def run_with_inverse(self, x: Tensor, run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """The call's output and :meth:`inverse_of` its input: by one kernel, where torch has one that tells both."""
@@ -98,7 +98,7 @@ def layer_norm(call: Call) -> Any:
     x, size = call.arg(0, "input"), call.arg(1, "normalized_shape")
     axes = tuple(range(-len(size), 0))
     weight, bias, eps = call.arg(2, "weight"), call.arg(3, "bias"), call.arg(4, "eps", 1e-5)
-    site = NormalisationSite(call, tuple(x.shape), axes, eps, weight)
+    site = NormalizationSite(call, tuple(x.shape), axes, eps, weight)
 
     def fused(x: Tensor) -> tuple[Tensor, Tensor]:
         out, _, inverse = torch.native_layer_norm(x, size, weight, bias, eps)
@@ -114,13 +114,13 @@ def rms_norm(call: Call) -> Any:
     axes = tuple(range(-len(size), 0))
     eps = call.arg(3, "eps")
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return call.node(NormalisationSite(call, tuple(x.shape), axes, eps, call.arg(2, "weight"), centred=False), [x])
+    return call.node(NormalizationSite(call, tuple(x.shape), axes, eps, call.arg(2, "weight"), centered=False), [x])
 
 
 @kind("group norm")
 def group_norm(call: Call) -> Any:
     x, groups = call.arg(0, "input"), call.arg(1, "num_groups")
-    site = NormalisationSite(
+    site = NormalizationSite(
         call, (x.shape[0], groups, -1), (2,), call.arg(4, "eps", 1e-5), per_channel(call.arg(2, "weight"), x)
     )
     return call.node(site, [x])
