@@ -21,6 +21,8 @@ maximum        the largest value of each window, group or axis is let through
 matrix_product ``a @ b`` of its first two arguments
 several        it returns more than one tensor
 views          the results are several views of one tensor
+diagonal       the values stand on the diagonal of a matrix (the last two axes) of zeros
+replaces       nothing is left of what the first operand was
 random         it draws random numbers
 statistic      relevance seldom passes it: it is a step of a statistic, or its result a gate
 ============== ====================================================================================================
@@ -162,9 +164,20 @@ def power_of_norm(call: Call) -> bool:
     return order != 0
 
 
+def makes_a_matrix(call: Call) -> bool:
+    """Whether ``diag`` makes a matrix of a vector (of a matrix it takes the diagonal)."""
+    return call.activations[0].dim() == 1 and call.arg(1, "offset" if call.name == "diagflat" else "diagonal", 0) == 0
+
+
+def on_the_main_diagonal(call: Call) -> bool:
+    axes = {call.arg(2, "dim1", -2), call.arg(3, "dim2", -1)}
+    n = call.activations[0].dim() + 1
+    return call.arg(1, "offset", 0) == 0 and {axis % n for axis in axes} == {n - 2, n - 1}
+
+
 def accumulates(position: int) -> Callable[[Call], str]:
     """Writing over values moves them, adding to them is a sum."""
-    return lambda call: "sum" if call.arg(position, "accumulate", False) else "routing"
+    return lambda call: "sum" if call.arg(position, "accumulate", False) else ("placing", "putting")[position == 2]
 
 
 def scattered(call: Call) -> str:
