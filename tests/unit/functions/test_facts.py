@@ -148,6 +148,7 @@ def calls_of(op: Any) -> Iterator[Call]:
 OPERATORS = [op for op in op_db if op.supports_autograd and torch.float64 in op.dtypes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 @pytest.mark.filterwarnings("ignore")
 def test_claims_hold_on_the_operators_of_torch(part):
