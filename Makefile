@@ -57,7 +57,7 @@ test: $(VENV)/.dev            ## run every test, notebooks included
 test-fast: $(VENV)/.dev            ## run the tests of everyday work: a minute or so
 	$(BIN)/python -m pytest $(CORES) -m "$(FAST)" $(ARGS) tests/house tests/unit
 
-# What fits the oldest Python; its torch brings 2 GB of CUDA on Linux.
+# What fits the oldest Python; a torch from the index brings gigabytes of CUDA on Linux.
 OLDEST_TOOLS := torchvision timm transformers quantus albumentations einops zennit hypothesis expecttest nbval ipykernel \
                 nbconvert pytest pytest-timeout pytest-xdist setuptools build
 
