@@ -48,7 +48,8 @@ export function colourise(values, limit, sign, lut, hasSign = true) {
   return { rgb, alpha };
 }
 
-const BACKDROPS = {
+/** What lies under a map: the picture, the picture in light greys, nothing. */
+export const BACKDROPS = {
   colour: (image) => image,
   grey: (image) => {
     const out = new Uint8Array(image.length);
