@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from .compiled import Compiled
 from .composites import Composite
+from .engine.backward import are_finite
 from .engine.start import check_finite
 from .errors import InputError
 from .model.unwrapped import unwrapped
-from .propagator import are_finite
 from .rules import Rule
 
 #: How far maps may be apart, relative to the largest value, whose batch was filled up with something else.

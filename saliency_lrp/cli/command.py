@@ -25,12 +25,13 @@ from .report import as_page, as_text, glossary_text
 INTERRUPTED = 130
 
 
-def run_batch(options: argparse.Namespace) -> None:
+def run_batch(options: argparse.Namespace, command: str) -> None:
     """Explain a folder and print what became of it."""
-    from ..dataset import explain_dataset
+    from ..dataset import Items, Store, explain_dataset, rank_and_world
 
+    model = find_model(options).eval()
     summary = explain_dataset(
-        find_model(options).eval(),
+        model,
         options.folder,
         options.out,
         targets=options.target,
@@ -44,10 +45,17 @@ def run_batch(options: argparse.Namespace) -> None:
         compiled=options.compiled,
     )
     print(summary)
+    if options.html is not None and rank_and_world()[0] == 0:
+        from .sheet import write_sheet
+
+        out = Path(options.html or Path(options.out).with_suffix(".html"))
+        write_sheet(Store(Path(options.out)), Items(options.folder, model), model, out, command)
+        print(f"wrote {out}")
+    print(f"in Python: import zarr; maps = zarr.open_group({str(options.out)!r})  # maps['input'][k]")
 
 
 #: by the first word: which options, and what is done
-SUBCOMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], None]]] = {
+SUBCOMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace, str], None]]] = {
     "batch": (build_batch_parser, run_batch),
     "page": (build_page_parser, run_page),
 }
@@ -65,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = own[0]().parse_args(arguments[1:]) if own else build_parser().parse_args(arguments)
     try:
         if own:
-            own[1](options)
+            own[1](options, shlex.join(["saliency-lrp", *arguments]))
         elif options.list:
             print_names()
         else:

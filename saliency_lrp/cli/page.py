@@ -10,7 +10,7 @@ from .models import find_model
 from .options import DEMO_IMAGES
 
 
-def run_page(options: argparse.Namespace) -> None:
+def run_page(options: argparse.Namespace, command: str) -> None:
     """Write the page and say how to look at it."""
     from ..page import write_page
 

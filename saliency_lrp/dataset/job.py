@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import composites
 from ..composites import Composite
-from ..engine.start import choose, find_scores
+from ..engine.start import choose, find_scores, sum_of
 from ..errors import InputError
 from ..model.devices import device_of
 from ..model.unwrapped import unwrapped
@@ -308,9 +308,9 @@ class Job:
 
     def _weighed(self, output: Any, R: Tensor, layers: dict[str, Tensor], target: Any, asked: Any) -> Explained:
         """Maps with the score that they explain, and how much of it they account for."""
-        n, seed = len(R), self.options.seed
+        n = len(R)
         index, score = scores(output, target, asked, n)
-        started = score if seed == "logit" else torch.ones_like(score) if seed == "one" else None
+        started = sum_of(self.options.seed, score)
         arrived = R.double().flatten(1).sum(1) if R.numel() else R.new_zeros(n)
         conserved = torch.full_like(arrived, math.nan) if started is None else arrived / started.double()
         return Explained(R, layers, index, score, conserved)

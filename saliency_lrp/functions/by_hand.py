@@ -19,10 +19,15 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import working
+from ..sites.batch_norm import Affine
+from ..sites.call import Call
+from ..sites.linear import Diagonal, LinearSite, folded, linear_node
+from ..sites.site import Slot
+from ..sites.tag import GATE, Tag, tag_of
 from . import facts
-from .call import GATE, Call, Slot, Tag, tag_of
+from .convolution import Convolution
+from .dense import Dense
 from .facts import number
-from .linear import Affine, Convolution, Dense, Diagonal, LinearSite, folded, linear_node
 from .pointwise import ActivationSite
 
 # ------------------------------------------------------------------------------------------------ hard sigmoids
@@ -105,22 +110,16 @@ def from_above(limit: float | None) -> tuple[float, float | None]:
     return -math.inf, limit
 
 
-#: Functions that take the larger or the smaller of two, one of which may be a number: between what they hold values.
-LIMITS: dict[str, Callable[[float | None], tuple[float | None, float | None]]] = {
-    "maximum": from_below,
-    "fmax": from_below,
-    "max": from_below,
-    "minimum": from_above,
-    "fmin": from_above,
-    "min": from_above,
-}
+#: From where a function holds values by a number -> between which it holds them.
+LIMITS = {"below": from_below, "above": from_above}
 
 
 def clamped(call: Call, x: Tensor) -> Curve | None:
     """The curve of a call that holds values between numbers; None for any other, and where it can become no gate."""
-    if call.name in LIMITS:
+    if call.facts.limit:
         other = call.arg(1, "other") if x is call.arg(0, "input") else call.arg(0, "input")
-        low, high = LIMITS[call.name](number(other) if isinstance(other, Tensor) else None)  # a number is an axis
+        limit = number(other) if isinstance(other, Tensor) else None  # a plain number is an axis
+        low, high = LIMITS[call.facts.limit](limit)
     elif call.name in facts.CLAMPS:
         low, high = facts.bounds(call)
     else:

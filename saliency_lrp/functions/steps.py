@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import PLAIN, Call, tag_of
+from ..sites.call import Call
+from ..sites.site import Site, fill
+from ..sites.tag import PLAIN, tag_of
 from .decomposed import DecomposedSite
 from .registry import kind
-from .site import Site, fill
 from .unknown import unknown
 
 
@@ -127,6 +128,7 @@ def trapezoid(y: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
 STEPS: dict[str, Callable[..., Any]] = {
     **{f.__name__: f for f in (addcmul, addcdiv, lerp, addmm, addmv, addr, baddbmm, addbmm)},
     **{f.__name__: f for f in (cosine_similarity, pairwise_distance, cdist, var_mean, std_mean, polar, trapezoid)},
+    "_sparse_addmm": addmm,
     "linalg_multi_dot": multi_dot,
     "embedding_bag": embedding_bag,
     "trapz": trapezoid,

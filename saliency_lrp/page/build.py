@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from ..compiled import Compiled
 from ..composites import Composite
-from ..display.colours import CLIP_PERCENTILE, OPACITY, SIGNED_COLOURS, colour_table
+from ..display.colors import CLIP_PERCENTILE, OPACITY, SIGNED_COLORS, color_table
 from ..errors import InputError
 from ..graphs.onnx import to_onnx
 from ..images import Preprocessing, input_channels, load_image, preprocessing_of
@@ -86,7 +86,7 @@ def write_page(
         "composite": next(iter(compiled.composites.values())).name,
         "classes": [class_name(names, k) for k in range(compiled.classes or 1)],
         "preprocessing": settings_of(preprocessing, channels, size),
-        "colours": colour_table(SIGNED_COLOURS).reshape(-1).tolist(),
+        "colors": color_table(SIGNED_COLORS).reshape(-1).tolist(),
         "percentile": CLIP_PERCENTILE,
         "opacity": OPACITY,
         "bytes": (out / "model.onnx").stat().st_size,

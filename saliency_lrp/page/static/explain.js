@@ -1,11 +1,11 @@
 // The page: a picture comes in, class and map come out; another class is another run of the same graph.
 
-import { BACKDROPS, blend, colourise, colourLimit, sortedMagnitudes } from "./overlay.js";
+import { BACKDROPS, blend, colorise, colorLimit, sortedMagnitudes } from "./overlay.js";
 import { prepare, read } from "./picture.js";
 import { explain, load, overChannels, probabilities, settings } from "./model.js";
 
 const MOST = 5; // classes that are told
-const lut = Uint8Array.from(settings.colours);
+const lut = Uint8Array.from(settings.colors);
 const $ = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
@@ -18,7 +18,7 @@ function say(text, isWrong = false) {
 }
 
 /** Three channels of what the model sees. */
-function colourBytes({ data, channels }) {
+function colorBytes({ data, channels }) {
   if (channels === 3) return data;
   const out = new Uint8Array(3 * data.length);
   for (let i = 0; i < data.length; i++) out.fill(data[i], 3 * i, 3 * i + 3);
@@ -32,11 +32,11 @@ function draw() {
   const canvas = $("map");
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   canvas.classList.toggle("coarse", Math.max(width, height) < 160);
-  const rgb = colourBytes(state.seen);
+  const rgb = colorBytes(state.seen);
   const image = new ImageData(width, height);
   const values = state.values ?? new Float32Array(width * height);
-  const backdrop = BACKDROPS[$("grey").checked && state.values ? "grey" : "colour"](rgb);
-  blend(image.data, backdrop, colourise(values, state.limit, "both", lut), Number($("opacity").value));
+  const backdrop = BACKDROPS[$("grey").checked && state.values ? "gray" : "color"](rgb);
+  blend(image.data, backdrop, colorise(values, state.limit, "both", lut), Number($("opacity").value));
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
@@ -85,7 +85,7 @@ async function show(target) {
     if (turn !== state.turn) return; // another picture or class was asked for meanwhile
     state.target = target < 0 ? scores.indexOf(Math.max(...scores)) : target;
     state.values = overChannels(relevance, settings.preprocessing.channels);
-    state.limit = colourLimit(sortedMagnitudes(state.values), settings.percentile);
+    state.limit = colorLimit(sortedMagnitudes(state.values), settings.percentile);
     const focused = document.activeElement?.name === "class";
     const shares = listClasses(scores);
     if (focused) document.querySelector("#classes input:checked").focus();
