@@ -20,6 +20,7 @@ from .errors import InputError, unknown_name
 from .graphs.constants import computed_once, fold_constants, keep_constants, with_any_strides, without_parameters
 from .graphs.folding import fold_factors, without_copies
 from .graphs.inductor import BACKENDS
+from .graphs.nodes import looks_at_inputs
 from .graphs.onnx import to_onnx
 from .propagator import RelevancePropagator
 from .rules import Rule
@@ -175,16 +176,13 @@ class Compiled:
         if target is not None:
             arguments.append(target.detach().clone().reshape(-1).expand(inputs[0].shape[0]).contiguous())
         self.explain(*arguments)  # once as it is: what cannot be explained says so in its own words
-        try:
-            with captured():
-                graph = make_fx(self.explain)(*arguments)
-        except RuntimeError as error:
-            if "_local_scalar_dense" not in str(error):
-                raise
+        with captured():
+            graph = make_fx(self.explain, _error_on_data_dependent_ops=False)(*arguments)
+        if looks_at_inputs(graph):
             raise InputError(
                 f"{type(self.model).__name__} cannot be captured as a graph: what it computes depends on the values of "
                 "its input by Python's own means (an if, a loop, .item()), which a graph cannot follow"
-            ) from error
+            )
         with torch.no_grad():
             graph = with_any_strides(without_parameters(graph))
             graph = make_fx(torch.func.functionalize(graph))(*arguments)  # nothing writes into anything

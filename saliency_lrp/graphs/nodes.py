@@ -50,6 +50,23 @@ def writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+def looks_at_inputs(graph: fx.GraphModule) -> bool:
+    """Whether Python was told a number that depends on the graph's inputs.
+
+    Of constants (positions, masks) it may be told any: those calls are taken out.
+    """
+    depends: set[fx.Node] = set()
+    for node in list(graph.graph.nodes):
+        if node.op == "placeholder" or any(other in depends for other in node.all_input_nodes):
+            depends.add(node)
+        if torch.Tag.data_dependent_output in getattr(node.target, "tags", ()):
+            if node in depends or node.users:
+                return True
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return False
+
+
 def unused_removed(graph: fx.GraphModule) -> fx.GraphModule:
     """The graph without calls and constants that nothing needs."""
     graph.graph.eliminate_dead_code()

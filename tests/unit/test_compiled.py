@@ -171,6 +171,27 @@ def test_a_target_that_is_asked_for_must_be_given():
         compiled(x, target=torch.tensor([1, 2, 3]))
 
 
+def test_what_python_is_told_of_constants_is_no_hindrance():
+    """As transformers look at positions of their own making before they build a mask."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x):
+            positions = torch.arange(x.shape[1], dtype=x.dtype)
+            if (positions >= 0).all() and positions.sum().item() > 0:
+                x = x * positions[:, None]
+            return self.a(x).sum(1)
+
+    torch.manual_seed(0)
+    net, x = Positions().double(), torch.randn(2, 5, 4).double()
+    compiled = saliency_lrp.compile(net, x, composite="epsilon", target=1)
+    other = torch.randn_like(x)
+    torch.testing.assert_close(compiled(other)[1], LrpExplainer(net, "epsilon").explain(other, 1))
+
+
 def test_a_model_that_looks_at_values_is_refused():
     class Looks(nn.Module):
         def __init__(self):
