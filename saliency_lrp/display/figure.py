@@ -220,8 +220,9 @@ def _values(result: Any) -> np.ndarray:
 def _wrapped(text: str, inches: float, points: float) -> list[str]:
     """Lines of `text` that fit into a width: as many letters a line as its widest stretch allows."""
     room = 0.97 * inches * 72
+    kept = text.replace(" %", "\N{NO-BREAK SPACE}%")
     for letters in range(max(1, int(room / (0.3 * points))), 1, -1):
-        lines = textwrap.wrap(text, letters)
+        lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in textwrap.wrap(kept, letters)]
         if all(_width(line, points) <= room for line in lines):
             return lines
     return list(text)
