@@ -71,7 +71,7 @@ class CoefficientForm:
         tag = tag_of(call.activations[0])
         before = tag.site if call.name == "relu" and tag is not None and tag.readers == 1 else None
         results: list[Any] = []
-        if before is None or not before.rectifiable or before.superseded:
+        if before is None or not before.rectifiable or before.folded_into_next:
             yield results
             return
         before.result = None
@@ -306,10 +306,10 @@ class Bridge:
     def propagate_several(self, c: Any) -> Sequence[Tensor | None]:
         """As :meth:`propagate`, for several maps (the first axis)."""
         rule = self.bound()
-        if self.site.takes_several and rule.takes_several:
+        if self.site.batches_maps and rule.batches_maps:
             return self.propagate(c)
         if isinstance(c, tuple):
-            maps: Any = [tuple(None if r is None else r[k] for r in c) for k in range(self.binding.maps)]
+            maps: Any = [tuple(None if r is None else r[k] for r in c) for k in range(self.binding.map_count)]
         else:
             maps = c
         found = zip(*(self.propagate(one) for one in maps), strict=True)

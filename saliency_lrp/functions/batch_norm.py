@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sites.batch_norm import Affine
+from ..sites.batch_norm import BatchNorm
 from ..sites.call import Call
-from ..sites.linear import Diagonal, LinearSite, folded, linear_node
+from ..sites.linear import BatchNormSite, LinearSite, folded, linear_node
 from ..sites.tag import tag_of
 from .normalization import NormalizationSite, per_channel
 from .registry import kind
@@ -30,7 +30,7 @@ def batch_norm(call: Call) -> Any:
     out = call.as_is("linear", [x])
     if out is not None:
         return out
-    affine = Affine(mean, var, weight, bias, eps)
+    affine = BatchNorm(mean, var, weight, bias, eps)
     tag = tag_of(x)
     before = tag.site if tag is not None else None
     if (
@@ -46,7 +46,7 @@ def batch_norm(call: Call) -> Any:
         out = linear_node(call, folded(before, affine), tag.source)
         call.interceptor.fold(before, out)
         return out
-    return linear_node(call, Diagonal(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
+    return linear_node(call, BatchNormSite(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
 
 
 @kind("instance norm")

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import working
-from ..sites.batch_norm import Affine
+from ..sites.batch_norm import BatchNorm
 from ..sites.call import Call
-from ..sites.linear import Diagonal, LinearSite, folded, linear_node
+from ..sites.linear import BatchNormSite, LinearSite, folded, linear_node
 from ..sites.site import Slot
 from ..sites.tag import GATE, Tag, tag_of
 from . import facts
@@ -238,7 +238,7 @@ def channels_of(x: Tensor) -> Channels | None:
 
 def can_be_normed(tag: Tag) -> bool:
     """Whether a batch norm may follow: after a layer, an activation, a sum, or values of those that were moved."""
-    return tag.may_be_normed or isinstance(tag.site, Dense | Convolution | Diagonal)
+    return tag.may_be_normed or isinstance(tag.site, Dense | Convolution | BatchNormSite)
 
 
 def may_be_normed(out: Any) -> Any:
@@ -249,7 +249,7 @@ def may_be_normed(out: Any) -> Any:
     return out
 
 
-class ByHand(Affine):
+class ByHand(BatchNorm):
     """A batch norm that was spelled as a scale and a shift."""
 
     is_one_call = False
@@ -277,10 +277,10 @@ def batch_norm_by_hand(call: Call, x: Tensor, chain: Channels) -> Any:
         return None
     if chain.source is None or chain.source._version != chain.version:
         return None
-    site = Diagonal(call, ByHand(x.shape[1], chain, x), channel_axis=1 - x.dim())
+    site = BatchNormSite(call, ByHand(x.shape[1], chain, x), channel_axis=1 - x.dim())
     last = tag_of(x)
-    if last is not None and isinstance(last.site, Diagonal) and isinstance(last.site.own, ByHand):
-        last.site.superseded = True  # the same batch norm, as far as it had been read: they count once
+    if last is not None and isinstance(last.site, BatchNormSite) and isinstance(last.site.own, ByHand):
+        last.site.folded_into_next = True  # the same batch norm, as far as it had been read: they count once
         site.rank = last.site.rank
     return linear_node(call, site, chain.source)
 
@@ -292,7 +292,7 @@ def into_the_layer(call: Call, x: Tensor, chain: Channels, layer: LinearSite) ->
         return None
     last = tag_of(x)
     if last is not None and isinstance(last.site, LinearSite):
-        last.site.superseded = True
+        last.site.folded_into_next = True
     out = linear_node(call, folded(layer, ByHand(x.shape[axis], chain, x)), chain.reads)
     call.interceptor.fold(layer, out)
     return out

@@ -13,11 +13,11 @@ from ..rules.arithmetic import divide, working
 from ..sites.call import Call, stored
 from ..sites.linear import linear_node
 from ..sites.site import Site, any_complex, fill, iter_tensors
-from .any_linear import GenericLinear
+from .any_linear import AnyLinear
+from .decompositions import in_steps
 from .dense import Dense
 from .products import gates_of
 from .registry import KINDS, kind
-from .steps import in_steps
 from .sums import CompleteSum
 
 
@@ -69,7 +69,7 @@ def matrix_product(call: Call) -> Any:
             return linear_node(call, Dense(call, y.mT, None), x)
     active, constant = (x, y) if call.is_activation(x) else (y, x)
     run = bilinear_map(call, active, constant)
-    return linear_node(call, GenericLinear(call, constant, run, constants_axis(call, active, constant)), active)
+    return linear_node(call, AnyLinear(call, constant, run, constants_axis(call, active, constant)), active)
 
 
 def constants_axis(call: Call, active: Tensor, constant: Tensor) -> tuple[int, ...]:
@@ -117,7 +117,7 @@ def einsum(call: Call) -> Any:
         filled = [a if j == k else w if j == first else o.to(a.dtype) for j, o in enumerate(others)]
         return torch.einsum(equation, *filled)
 
-    site = GenericLinear(call, operands[first], run, axes_of_others(equation, k))
+    site = AnyLinear(call, operands[first], run, axes_of_others(equation, k))
     return linear_node(call, site, operands[k])
 
 
@@ -191,7 +191,7 @@ def added_matrix_product(call: Call) -> Any:
     weight = y if alpha == 1 else y * alpha
     if call.name == "addmm":
         return linear_node(call, Dense(call, weight.mT, bias), x)
-    site = GenericLinear(call, weight, torch.bmm, own_axes=(-1,))
+    site = AnyLinear(call, weight, torch.bmm, own_axes=(-1,))
     site.own_bias = None if bias is None else bias.detach()
     return linear_node(call, site, x)
 
@@ -217,9 +217,9 @@ def bilinear(call: Call) -> Any:
         return call.node(MatmulSite(call), [left, right])
     if call.is_activation(left):
         right = right.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
+        site = AnyLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
     else:
         left = left.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
+        site = AnyLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
     site.own_bias = None if b is None else b.detach()
     return linear_node(call, site, call.activations[0])

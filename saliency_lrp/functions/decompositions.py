@@ -14,8 +14,8 @@ from torch import Tensor
 from ..sites.call import Call
 from ..sites.site import Site, fill
 from ..sites.tag import PLAIN, tag_of
-from .decomposed import DecomposedSite
 from .registry import kind
+from .rerun import DecomposedSite
 from .unknown import unknown
 
 
