@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functions.site import Site
+from ..functions.site import Site, as_reals, from_reals
 from ..rules.arithmetic import GUARD, Axes, stabilize, working
 from .reference import untracked
 
@@ -42,7 +42,7 @@ class ToRelevance(Plain):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        return x * c
+        return from_reals(as_reals(x) * as_reals(c)) if x.is_complex() else x * c  # each part has its own
 
 
 class Scaled(Plain):

@@ -10,6 +10,7 @@ from . import (
     linear,
     normalisation,
     opened,
+    placing,
     products,
     recurrent,
     routing,

@@ -20,6 +20,7 @@ maximum        the largest value of each window, group or axis is let through
 matrix_product ``a @ b`` of its first two arguments
 several        it returns more than one tensor
 views          the results are several views of one tensor
+diagonal       the values stand on the diagonal of a matrix (the last two axes) of zeros
 random         it draws random numbers
 ============== ====================================================================================================
 
@@ -69,6 +70,7 @@ class Facts:
     matrix_product: Claim = False
     several: Claim = False
     views: Claim = False
+    diagonal: Claim = False
     random: Claim = False
     gate: int | Callable[[Call], int] = PLAIN
     shape_only: tuple[tuple[int, str], ...] = ()
@@ -153,6 +155,7 @@ def bounds(call: Call) -> tuple[float | None, float | None]:
         "hardtanh": lambda: (call.arg(1, "min_val", -1.0), call.arg(2, "max_val", 1.0)),
         "clamp_min": lambda: (call.arg(1, "min"), math.inf),
         "clamp_max": lambda: (-math.inf, call.arg(1, "max")),
+        "threshold": lambda: (threshold(call)[1], math.inf),
     }.get(call.name, lambda: (call.arg(1, "min"), call.arg(2, "max")))
     low, high = read()
     return (-math.inf if low is None else number(low)), (math.inf if high is None else number(high))
@@ -233,13 +236,24 @@ def power_of_norm(call: Call) -> bool:
     return order != 0
 
 
+def makes_a_matrix(call: Call) -> bool:
+    """Whether ``diag`` makes a matrix of a vector (of a matrix it takes the diagonal)."""
+    return call.activations[0].dim() == 1 and call.arg(1, "offset" if call.name == "diagflat" else "diagonal", 0) == 0
+
+
+def on_the_main_diagonal(call: Call) -> bool:
+    axes = {call.arg(2, "dim1", -2), call.arg(3, "dim2", -1)}
+    n = call.activations[0].dim() + 1
+    return call.arg(1, "offset", 0) == 0 and {axis % n for axis in axes} == {n - 2, n - 1}
+
+
 def accumulates(position: int) -> Callable[[Call], str]:
     """Writing over values moves them, adding to them is a sum."""
-    return lambda call: "sum" if call.arg(position, "accumulate", False) else "routing"
+    return lambda call: "sum" if call.arg(position, "accumulate", False) else "placing"
 
 
 def scattered(call: Call) -> str:
-    ways = {None: "routing", "add": "sum", "multiply": "product of many"}
+    ways = {None: "placing", "add": "scattered sum", "multiply": "product of many"}
     return ways.get(call.arg(4, "reduce"), "unknown")
 
 
@@ -442,9 +456,10 @@ rows("log softmax", "log_softmax")
 rows("attention", "scaled_dot_product_attention", "zero_to_zero")
 rows("recurrent layers", "lstm gru rnn_tanh rnn_relu")
 rows("recurrent cell", "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+rows("added quotient", "addcdiv")
 rows(
     "steps",
-    "addcdiv cosine_similarity pairwise_distance cdist linalg_multi_dot var std",
+    "cosine_similarity pairwise_distance cdist linalg_multi_dot var std",
 )
 rows("steps", "var_mean std_mean", "several")
 #: Written in Python: their own code runs, with interception inside.
@@ -476,8 +491,11 @@ rows("routing", "unsafe_split unsafe_chunk block_diag cartesian_prod", MOVES, ga
 # indexing and copying
 rows("routing", "__getitem__ select narrow index index_select gather take", MOVES, gate=AS_INPUT)
 rows("routing", "take_along_dim masked_select", MOVES, gate=AS_INPUT)
-rows("routing", "index_copy masked_scatter slice_scatter select_scatter copy", MOVES, gate=AS_INPUT)
-rows("routing", "diagonal_scatter zero tril triu diag diagonal diag_embed diagflat", MOVES, gate=AS_INPUT)
+rows("placing", "index_copy", MOVES, gate=AS_INPUT)
+rows("routing", "masked_scatter slice_scatter select_scatter copy", MOVES, gate=AS_INPUT)
+rows("routing", "diagonal_scatter zero tril triu diagonal", MOVES, gate=AS_INPUT)
+rows("routing", "diag diagflat", MOVES, diagonal=makes_a_matrix, gate=AS_INPUT)
+rows("routing", "diag_embed", MOVES, diagonal=on_the_main_diagonal, gate=AS_INPUT)
 rows("routing", "unfold im2col repeat repeat_interleave tile flip fliplr flipud roll rot90", MOVES, gate=AS_INPUT)
 rows("routing", "channel_shuffle pixel_shuffle pixel_unshuffle native_channel_shuffle", MOVES, gate=AS_INPUT)
 rows("routing", "fft_fftshift fft_ifftshift", MOVES, gate=AS_INPUT)
@@ -485,7 +503,8 @@ rows("routing", "requires_grad_ __iter__ __reversed__ to_dense", MOVES, gate=AS_
 rows("routing", "_pack_padded_sequence _pad_packed_sequence pad_sequence", MOVES, gate=AS_INPUT)
 # moving with a constant written beside
 PUTS: dict[str, Any] = {"homogeneous": True, "gate": AS_INPUT}
-rows("routing", "__setitem__ masked_fill", keeps_sign=written_value(2, "value"), **PUTS)
+rows("placing", "__setitem__", keeps_sign=written_value(2, "value"), **PUTS)
+rows("routing", "masked_fill", keeps_sign=written_value(2, "value"), **PUTS)
 rows("routing", "index_fill", keeps_sign=written_value(3, "value"), **PUTS)
 rows("routing", "fill", keeps_sign=written_value(1, "value"), **PUTS)
 rows("routing", "where", keeps_sign=at_least_zero(argument(1, "input"), argument(2, "other")), **PUTS)
@@ -496,7 +515,7 @@ rows(accumulates(3), "index_put put", MOVES, gate=AS_INPUT)
 rows(
     scattered,
     "scatter",
-    homogeneous=lambda call: scattered(call) in ("routing", "sum"),
+    homogeneous=lambda call: scattered(call) in ("placing", "scattered sum"),
     keeps_sign=at_least_zero(argument(3, "value"), argument(3, "src")),
     gate=AS_INPUT,
 )
@@ -528,7 +547,7 @@ rows("dropout", "alpha_dropout feature_alpha_dropout", "homogeneous", **DROPS)
 rows(
     "constant", "detach data.get detach_ argmax argmin argsort eq ne lt le gt ge isnan isinf isfinite sign signbit sgn"
 )
-rows("constant", "floor ceil round trunc fix one_hot bincount histc searchsorted bucketize")
+rows("constant", "heaviside floor ceil round trunc fix one_hot bincount histc searchsorted bucketize")
 rows("constant", "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full")
 rows("constant", "new_tensor size dim numel item tolist numpy __len__ __bool__ __int__ __float__ __index__")
 rows("constant", "__contains__ __array__ __format__ __repr__ __str__ __hash__ __deepcopy__ __reduce_ex__")

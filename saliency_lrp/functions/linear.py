@@ -34,6 +34,8 @@ class LinearSite(Site):
     foldable = True
     #: whether the input has so few channels that calls for several inputs are better made one
     thin = False
+    #: whether it stands for more than the call itself
+    is_several_calls = False
     #: axis of the output that the bias and a folded batch norm run along (negative: from the end)
     channel_axis = -1
 
@@ -116,7 +118,7 @@ class LinearSite(Site):
 
     def runs_natively(self, tag: Tag | None) -> bool:
         """Whether the call itself hands coefficients on as LRP-0 does; if folded, with the layer before it."""
-        if self.batch_norm is not None and not self.batch_norm.is_one_call:
+        if self.is_several_calls or (self.batch_norm is not None and not self.batch_norm.is_one_call):
             return False
         return self.batch_norm is None or (tag is not None and tag.site is not None and tag.site.native)
 
@@ -419,7 +421,8 @@ class GenericLinear(LinearSite):
     """Any function that is linear in one activation and in one constant: matmul, einsum, bilinear, ..."""
 
     family = "dense"
-    foldable = False
+    #: the axis of the constant along the outputs, where there is one: a batch norm can be folded into that
+    weight_axis: int | None = None
 
     def __init__(
         self, call: Call, weight: Tensor, run: Callable[[Tensor, Tensor], Tensor], own_axes: tuple[int, ...] = ()
@@ -427,6 +430,17 @@ class GenericLinear(LinearSite):
         super().__init__(call, weight, None)
         self.run = run
         self.own_axes = own_axes
+        if len(own_axes) == 1:
+            self.channel_axis = own_axes[0]
+
+    @property
+    def foldable(self) -> bool:  # type: ignore[override]
+        return self.weight_axis is not None
+
+    def scaled(self, w: Tensor, scale: Tensor) -> Tensor:
+        assert self.weight_axis is not None
+        axis = self.weight_axis if self.weight_axis < 0 else self.weight_axis - w.dim()
+        return w * along(scale, axis)
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return self.run(a, w)
@@ -616,13 +630,27 @@ def deformable_convolution(call: Call) -> Any:
     return linear_node(call, site, x)
 
 
-def folded(before: LinearSite, affine: Affine) -> LinearSite:
-    """The linear site and the batch norm after it, as one site: it reads what the linear layer read."""
+def successor(before: LinearSite) -> LinearSite:
+    """A site that will stand for a linear layer and what follows it: it reads what the layer read."""
     site = object.__new__(type(before))
     site.__dict__.update(before.__dict__)
     site.superseded = False  # where another batch norm was folded into it before
     site.native = False
-    site.batch_norm = affine
     site.saved, site.result = [], None
     before.result = None  # computed again in the unlikely case that somebody else reads it
+    return site
+
+
+def folded(before: LinearSite, affine: Affine) -> LinearSite:
+    """The linear site and the batch norm after it, as one site."""
+    site = successor(before)
+    site.batch_norm = affine
+    return site
+
+
+def with_bias(before: LinearSite, bias: Tensor) -> LinearSite:
+    """The linear site and a bias that is added to its output, as one site."""
+    site = successor(before)
+    site.own_bias = bias if before.own_bias is None else working(before.own_bias) + bias
+    site.is_several_calls = True
     return site

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..rules.arithmetic import working
 from .call import Call, tag_of
-from .linear import Affine, Diagonal, LinearSite, folded, linear_node
+from .layers import fold, layer_before
+from .linear import Affine, Diagonal, linear_node
 from .registry import kind
 from .site import Site, runs_again_alike
 
@@ -157,19 +158,10 @@ def batch_norm(call: Call) -> Any:
         return out
     affine = Affine(mean, var, weight, bias, eps)
     tag = tag_of(x)
-    before = tag.site if tag is not None else None
-    if (
-        isinstance(before, LinearSite)
-        and before.foldable
-        and before.batch_norm is None
-        # a dense layer on (N, C, features) puts features last, where the batch norm's channels are not
-        and before.channel_axis == 1 - x.dim()
-        and tag is not None
-        and tag.source is not None
-        and tag.source._version == tag.source_version
-    ):
-        out = linear_node(call, folded(before, affine), tag.source)
-        call.interceptor.fold(before, out)
+    layer = layer_before(tag, x) if tag is not None and x.dim() > 1 else None
+    # a dense layer on (N, C, features) puts features last, where the batch norm's channels are not
+    out = fold(call, layer, affine, 1 - x.dim(), None) if layer is not None else None
+    if out is not None:
         return out
     return linear_node(call, Diagonal(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
 

@@ -76,6 +76,8 @@ class MatmulSite(Site):
         super().__init__(call)
         self.gates = gates
         self.is_matrix_product = call.says("matrix_product")
+        if any(getattr(tag_of(call.activations[k]), "diagonal", False) for k in gates):
+            self.kind = "gate"  # type: ignore[misc]  # one value each is weighed, as by a product
 
     def multiplies(self, shares: Sequence[float]) -> bool:
         return True
@@ -105,10 +107,18 @@ def matrix_shares(a: Tensor, b: Tensor, c: Tensor, shares: list[float]) -> tuple
 
 def gates_of(x: Tensor, y: Tensor) -> frozenset[int]:
     """Which of two factors is a gate: the one that looks more like one, if it does at all."""
+    for k, (gate, signal) in enumerate(((x, y), (y, x))):
+        if by_hand.weighs(gate, signal):
+            return frozenset({k})
     left, right = (t.gate if (t := tag_of(a)) is not None else PLAIN for a in (x, y))
     if GATE in (left, right) and left != right:
         return frozenset({0 if left == GATE else 1})
     return frozenset()
+
+
+def one_to_one(*factors: Tensor) -> bool:
+    """Whether no factor is spread over others' axes, as statistics are: the product is an activation spelled out."""
+    return all(t.shape == factors[0].shape and 0 not in t.stride() for t in factors)
 
 
 @kind("product")
@@ -120,12 +130,13 @@ def product(call: Call) -> Any:
         gates = gates_of(x, y)
         tags = [t for a in (x, y) if (t := tag_of(a)) is not None]
         both_gates = all(t.gate == GATE for t in tags)
-        return call.node(
+        out = call.node(
             ProductSite(call, gates),
             [x, y],
             gate=GATE if both_gates else PLAIN,
             nonnegative=all(t.nonnegative for t in tags) or x is y,
         )
+        return by_hand.may_be_normed(out) if one_to_one(x, y) else out
     active, factor = (x, y) if call.is_activation(x) else (y, x)
     return scale(call, active, factor)
 
@@ -155,7 +166,8 @@ def quotient(call: Call) -> Any:
         tag = tag_of(x)
         site = ProductSite(call, frozenset({1}))
         site.divides = True
-        return call.node(site, [x, y], gate=tag.gate if tag is not None else PLAIN)
+        out = call.node(site, [x, y], gate=tag.gate if tag is not None else PLAIN)
+        return by_hand.may_be_normed(out) if one_to_one(x, y) else out
     if call.is_activation(x):
         return scale(call, x, y, divides=True)
     return call.node(ActivationSite(call), [y], gate=GATE)
@@ -172,12 +184,41 @@ def matrix_product(call: Call) -> Any:
         if y.dim() == 2 and x.dim() > 1:
             return linear_node(call, Dense(call, y.mT, None), x)
     active, constant = (x, y) if call.is_activation(x) else (y, x)
-    run = bilinear_map(call, active, constant)
-    return linear_node(call, GenericLinear(call, constant, run, constants_axis(call, active, constant)), active)
+    site = GenericLinear(call, constant, bilinear_map(call, active, constant), constants_axis(call, active, constant))
+    site.weight_axis = features_axis(call, active, constant)
+    return linear_node(call, site, active)
+
+
+def features_axis(call: Call, active: Tensor, constant: Tensor) -> int | None:
+    """The axis of the constant of a matrix product that runs along the axis of :func:`constants_axis`."""
+    if call.name == "tensordot":
+        return free_axis(call, active, constant)
+    axes = constants_axis(call, active, constant)
+    if len(axes) != 1:
+        return None
+    return -2 if call.args[0] is constant and call.name != "__rmatmul__" else -1
+
+
+def free_axis(call: Call, active: Tensor, constant: Tensor) -> int | None:
+    """The one axis of the second operand of a ``tensordot`` that is not summed over."""
+    dims = call.arg(2, "dims", 2)
+    if call.arg(1, "b") is not constant:
+        return None
+    if isinstance(dims, Tensor):
+        dims = dims.tolist()
+    summed = list(range(dims)) if isinstance(dims, int) else [d % constant.dim() for d in _listed(dims[1])]
+    free = [d for d in range(constant.dim()) if d not in summed]
+    return free[0] - constant.dim() if len(free) == 1 else None
+
+
+def _listed(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
 
 
 def constants_axis(call: Call, active: Tensor, constant: Tensor) -> tuple[int, ...]:
     """The axis of a matrix product that the constant brings: it holds the features of one position."""
+    if call.name == "tensordot":
+        return () if free_axis(call, active, constant) is None else (-1,)
     if call.name not in ("matmul", "mm", "bmm", "mv", "linalg_matmul", "__rmatmul__") or constant.dim() < 2:
         return ()
     on_the_left = (call.args[0] is constant) != (call.name == "__rmatmul__")
@@ -224,6 +265,8 @@ def einsum(call: Call) -> Any:
         return torch.einsum(equation, *filled)
 
     site = GenericLinear(call, operands[first], run, axes_of_others(equation, k))
+    if len(operands) == 2 and len(site.own_axes) == 1:
+        site.weight_axis = axis_of_letter(equation, first, site.own_axes[0])
     return linear_node(call, site, operands[k])
 
 
@@ -272,6 +315,13 @@ def axes_of_others(equation: Any, k: int) -> tuple[int, ...]:
     return tuple(j - len(letters) for j, letter in enumerate(letters) if letter not in own)
 
 
+def axis_of_letter(equation: str, k: int, axis: int) -> int | None:
+    """The axis of an einsum's k-th operand, from the end, along an axis of its result; None for two of them."""
+    terms, result = equation.replace(" ", "").split("->")
+    term, letter = terms.split(",")[k].rpartition("...")[2], result[axis]
+    return term.index(letter) - len(term) if term.count(letter) == 1 else None
+
+
 def complex_einsum(call: Call, equation: str, operands: tuple[Tensor, ...]) -> Any:
     """An einsum of one activation: with one constant it is a layer, else in proportion."""
     if len(operands) == 2:
@@ -304,6 +354,7 @@ def added_matrix_product(call: Call) -> Any:
     if call.name == "addmm":
         return linear_node(call, Dense(call, weight.mT, bias), x)
     site = GenericLinear(call, weight, torch.bmm, own_axes=(-1,))
+    site.weight_axis = -1
     site.own_bias = None if bias is None else bias.detach()
     return linear_node(call, site, x)
 
@@ -330,8 +381,10 @@ def bilinear(call: Call) -> Any:
     if call.is_activation(left):
         right = right.detach()
         site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
+        site.weight_axis = 0
     else:
         left = left.detach()
         site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
+        site.weight_axis = 0
     site.own_bias = None if b is None else b.detach()
     return linear_node(call, site, call.activations[0])

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import by_hand
 from .call import PLAIN, Call, tag_of
 from .decomposed import DecomposedSite
 from .registry import kind
-from .site import Site, fill
+from .site import Site, any_complex, fill
 from .unknown import unknown
 
 
@@ -155,6 +156,17 @@ class StepsSite(DecomposedSite):
 @kind("steps")
 def in_steps(call: Call) -> Any:
     return call.node(StepsSite(call))
+
+
+@kind("added quotient")
+def added_quotient(call: Call) -> Any:
+    """``addcdiv``: of constants beside the dividend, the last steps of a batch norm."""
+    shift, x, divisor = (call.arg(k, name) for k, name in enumerate(("input", "tensor1", "tensor2")))
+    if call.is_activation(shift) or call.is_activation(divisor) or any_complex(shift, x, divisor):
+        return in_steps(call)
+    factor = divisor.detach().reciprocal()
+    out, note = by_hand.scale_and_shift_by_hand(call, x, factor, call.kwargs.get("value", 1), shift)
+    return note(in_steps(call)) if out is None else out
 
 
 def in_some_steps(call: Call) -> Any:
