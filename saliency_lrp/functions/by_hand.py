@@ -278,8 +278,6 @@ class Channels:
         vector = as_vector(constant, x)
         if vector is None or not self.goes_on_with(*vector):
             return None
-        if self.stage == CLOSED:
-            return Channels(x, x._version).shifted(x, constant, weight) if isinstance(vector[0], Tensor) else None
         return dataclasses.replace(
             self,
             shift=self.shift + weight * vector[0],
@@ -410,6 +408,8 @@ def shift_by_hand(call: Call, x: Tensor, constant: Any, sign: float, weight: flo
     if value is not None:
         curve = followed(call, x, lambda v: sign * v + weight * value)
     chain = channels_of(call, x)
+    if chain is not None and chain.stage == CLOSED:
+        chain = Channels(x, x._version)  # another one begins
     if chain is not None and sign != 1:
         chain = dataclasses.replace(chain, scale=chain.scale * sign, shift=chain.shift * sign)
     chain = None if chain is None else chain.shifted(x, constant, weight)
