@@ -74,7 +74,7 @@ memory: $(VENV)/.dev            ## memory of one map against one plain gradient
 	$(BIN)/python benchmarks/memory.py $(ARGS)
 
 faults: $(VENV)/.dev            ## signals, kills, full disks, threads: what of model and data survives
-	$(BIN)/python -m tests.faults.suite $(ARGS)
+	$(BIN)/python -m tests.jobs.faults $(ARGS)
 
 lint: $(VENV)/.dev            ## check style, format and types
 	$(BIN)/ruff check .

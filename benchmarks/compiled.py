@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests"))
-from torchvision_cpu import import_torchvision
-
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 from saliency_lrp import LrpExplainer, compile
+from tests.helpers.torchvision_cpu import import_torchvision
 
 EQUAL = (
     "resnet18 vgg11_bn mobilenet_v2 mobilenet_v3_small efficientnet_b0 squeezenet1_0 alexnet shufflenet_v2_x0_5 "

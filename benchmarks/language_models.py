@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests"))
-from torchvision_cpu import import_torchvision
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
+from tests.helpers.torchvision_cpu import import_torchvision
 
 warnings.filterwarnings("ignore")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -180,8 +180,25 @@ def patches(model: nn.Module) -> Patched:
     return PATCHES[home]
 
 
+def lxt_model(model: nn.Module) -> nn.Module:
+    """The model that LXT explains: the model itself, or one of the class that LXT has in its place (BERT's).
+
+    Where LXT brings classes of its own, a model made before has the attention and activations of the original ones:
+    its maps are then no AttnLRP. The same weights go into a model of LXT's class.
+    """
+    patched = patches(model)
+    with patched:
+        cls = getattr(patched.home, type(model).__name__)
+        if cls is type(model):
+            return model
+        theirs = cls(model.config).eval().requires_grad_(False)
+    weights = next(model.parameters())
+    theirs.to(weights.device, weights.dtype).load_state_dict(model.state_dict())
+    return theirs
+
+
 def lxt(model: nn.Module) -> Callable[[Tensor, int | None], Tensor]:
-    patched, run_gradient = patches(model), gradient(model)
+    patched, run_gradient = patches(model), gradient(lxt_model(model))
 
     def run(x: Tensor, target: int | None = None) -> Tensor:
         with patched:
@@ -250,18 +267,18 @@ def several(model: nn.Module, x: Tensor, targets: int, ways: list[str], rounds: 
     def all_ours() -> Tensor:
         return propagator.bound_trace(**inputs(model, x)).relevance(target=asked)
 
-    def backward_passes() -> Tensor:
+    def backward_passes(explained: nn.Module = model) -> Tensor:
         z = x.clone().requires_grad_(True)
-        y = scores(model(**inputs(model, z)))[0]
+        y = scores(explained(**inputs(explained, z)))[0]
         return torch.stack([torch.autograd.grad(y[t], z, retain_graph=t + 1 < targets)[0] for t in asked]) * x
 
     runs: dict[str, Callable[[], Tensor]] = {"gradient": backward_passes, "ours": all_ours}
     if "lxt" in ways:
-        patched = patches(model)
+        patched, explained = patches(model), lxt_model(model)
 
         def theirs() -> Tensor:
             with patched:
-                return backward_passes()
+                return backward_passes(explained)
 
         runs["lxt"] = theirs
     found: dict[str, list[float]] = {way: [] for way in runs}

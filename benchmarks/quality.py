@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs from a checkout, installed or not
+sys.path[:0] = [str(ROOT)]  # runs from a checkout, installed or not
 
 from benchmarks.models import ResidualBlock, SmallResNet, SmallViT  # noqa: E402
 from saliency_lrp import composites  # noqa: E402
@@ -226,14 +226,14 @@ def measure(net: str, label: str, data: DemoData, images: int, perturbed: int, f
     if bad:
         np.savez(path, error=np.array(f"{bad} of {n} maps have NaN or infinite values"))
         return "not finite"
-    scores = localisation(data, maps)
+    scores = localization(data, maps)
     m = min(n, perturbed)
     scores["morf_lerf"] = morf_lerf(load_net(net), data.inputs[:m], data.labels[:m], torch.from_numpy(maps[:m]))
     np.savez(path, seconds=seconds, **scores)
     return ", ".join(f"{k} {v.mean():.3f}" for k, v in scores.items())
 
 
-def localisation(data: DemoData, maps: np.ndarray) -> dict[str, np.ndarray]:
+def localization(data: DemoData, maps: np.ndarray) -> dict[str, np.ndarray]:
     """Relevance mass and pointing game through Quantus."""
     from saliency_lrp.evaluation import METRICS
 
@@ -368,7 +368,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
-        from torchvision_cpu import import_torchvision
+        from tests.helpers.torchvision_cpu import import_torchvision
 
         import_torchvision()  # Quantus and zennit import it
     except ImportError:

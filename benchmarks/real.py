@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs from a checkout, installed or not
+sys.path[:0] = [str(ROOT)]  # runs from a checkout, installed or not
 
 from benchmarks import real_world  # noqa: E402
 from benchmarks.real_world import Scenes  # noqa: E402
@@ -255,7 +255,7 @@ def pictures(net: str, part: str) -> tuple[Scenes, Scenes]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         model, things = real_world.load_net(net), real_world.cut_outs()
-        halves = dict(zip(("choose", "report"), real_world.split(real_world.recognised(model, things)), strict=True))
+        halves = dict(zip(("choose", "report"), real_world.split(real_world.recognized(model, things)), strict=True))
         one = real_world.one_thing(model, things, halves[part], ONE, seed=0)
         two = real_world.two_things(model, things, halves[part], TWO, seed=1)
         torch.save([one.__dict__, two.__dict__], path)
@@ -437,7 +437,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     real_world.STAMPS = options.stamps
     try:
-        from torchvision_cpu import import_torchvision
+        from tests.helpers.torchvision_cpu import import_torchvision
 
         import_torchvision()  # zennit and grad-cam import it
     except ImportError:

@@ -154,7 +154,7 @@ def probabilities(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([model(part).softmax(1) for part in inputs.split(BATCH)])
 
 
-def recognised(model: nn.Module, things: dict[str, Image.Image], sure: float = 0.4) -> dict[str, int]:
+def recognized(model: nn.Module, things: dict[str, Image.Image], sure: float = 0.4) -> dict[str, int]:
     """What a network calls each thing on grey, where it is sure."""
     size, images = model.preprocessing["size"], []
     for thing in things.values():

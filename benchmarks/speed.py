@@ -26,8 +26,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests"))
-from torchvision_cpu import import_torchvision
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
+from tests.helpers.torchvision_cpu import import_torchvision
 
 OURS = ("epsilon", "epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1", "attnlrp", "auto")
 ZENNIT = ("zennit epsilon", "zennit epsilon_plus", "zennit epsilon_gamma_box", "zennit epsilon_alpha2_beta1")

@@ -33,25 +33,25 @@ def train_demo(
 ) -> nn.Module:
     """Train `model` in place on `images` fresh training images per epoch and return it in evaluation mode."""
     torch.manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=epochs * (images // batch))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * (images // batch))
     for epoch in range(epochs):
         data = demo_dataset(images, seed=1000 * seed + epoch, split="train")
-        loss = _train_epoch(model.train(), data, optimiser, schedule, batch)
+        loss = _train_epoch(model.train(), data, optimizer, schedule, batch)
         print(f"epoch {epoch + 1:2d} of {epochs}: loss {loss:.3f}", flush=True)
     return model.eval()
 
 
-def _train_epoch(model: nn.Module, data: DemoData, optimiser, schedule, batch: int) -> float:
+def _train_epoch(model: nn.Module, data: DemoData, optimizer, schedule, batch: int) -> float:
     losses = []
     for chosen in torch.randperm(len(data.labels)).split(batch):
         if len(chosen) < batch:
             continue
         loss = F.cross_entropy(model(data.inputs[chosen]), data.labels[chosen], label_smoothing=0.05)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         losses.append(loss.item())
     return sum(losses) / len(losses)

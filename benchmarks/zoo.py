@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from torchvision_cpu import import_torchvision
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.helpers.torchvision_cpu import import_torchvision
 
 SEED = 0
 #: Images in the batch that batch norms are calibrated on.

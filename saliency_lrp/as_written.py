@@ -6,7 +6,9 @@ Inside :class:`AsWritten`, in the thread that entered it:
 * checkpointed blocks run once, as if they were not checkpointed;
 * ``torch.inference_mode()`` inside the model is passed, as ``torch.no_grad()`` is: both say how a value is computed,
   not what it depends on;
-* backward hooks of modules are not set up: they are about gradients, and never run on relevance.
+* backward hooks of modules are not set up: they are about gradients, and never run on relevance;
+* a pool of threads that the model has (``concurrent.futures``) runs what it is given as the model's own thread would,
+  so that a ``no_grad()`` there is passed, too; what calls it makes is not seen, but is in the graph.
 
 Nothing is put on the model. Some functions of torch have a stand-in for that while, which asks what thread it is in.
 """
@@ -17,22 +19,33 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .model.as_found import Frame
 
-#: Per thread: what was passed so far, one set for each explanation that is running a model.
+#: Per thread: the explanations that are running a model, the innermost one last.
 _running = threading.local()
 
 
-def _passed() -> list[set[str]]:
-    if not hasattr(_running, "passed"):
-        _running.passed = []
-    return _running.passed
+def _holders_here() -> list[AsWritten]:
+    if not hasattr(_running, "holders"):
+        _running.holders = []
+    return _running.holders
+
+
+class GradientsAllTheSame(TorchFunctionMode):
+    """Passes a model's own ``torch.no_grad()``: it says how a value is computed, not what it depends on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not args[0]:
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 # ------------------------------------------------------------------------------------------------ stand-ins
@@ -50,7 +63,7 @@ def _gradients_all_the_same(original: Callable[..., Any]) -> Callable[..., Any]:
     def enter(self: Any) -> None:
         if not self.mode:
             return original(self)
-        _passed()[-1].add("torch.inference_mode()")
+        _holders_here()[-1].passed.add("torch.inference_mode()")
         self._inference_mode_context = contextlib.nullcontext()
         return None
 
@@ -71,7 +84,34 @@ class _Plainly:
         self.original = original
 
     def apply(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        return function(*args) if _passed() else self.original.apply(function, preserve, *args)
+        return function(*args) if _holders_here() else self.original.apply(function, preserve, *args)
+
+
+def _in_its_pool(submit: Callable[..., Any]) -> Callable[..., Any]:
+    def submit_along(self: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        holder = _holders_here()[-1]
+        holder.uses_threads = True
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            holders = _holders_here()
+            holders.append(holder)
+            try:
+                with GradientsAllTheSame():
+                    return function(*args, **kwargs)
+            finally:
+                holders.remove(holder)
+
+        return submit(self, run, *args, **kwargs)
+
+    return submit_along
+
+
+def _noted(start: Callable[..., Any]) -> Callable[..., Any]:
+    def start_noted(self: threading.Thread) -> None:
+        _holders_here()[-1].uses_threads = True
+        start(self)
+
+    return start_noted
 
 
 def _in_our_threads(stand_in: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -79,7 +119,7 @@ def _in_our_threads(stand_in: Callable[..., Any]) -> Callable[[Any], Any]:
 
     def made(original: Any) -> Any:
         ours = stand_in(original)
-        return lambda *args, **kwargs: (ours if _passed() else original)(*args, **kwargs)
+        return lambda *args, **kwargs: (ours if _holders_here() else original)(*args, **kwargs)
 
     return made
 
@@ -91,6 +131,8 @@ _STAND_INS: list[tuple[Any, str, Callable[[Any], Any]]] = [
     (torch.inference_mode, "__enter__", _in_our_threads(_gradients_all_the_same)),
     (torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _in_our_threads(_once)),
     (torch.utils.checkpoint, "CheckpointFunction", _Plainly),
+    (ThreadPoolExecutor, "submit", _in_our_threads(_in_its_pool)),
+    (threading.Thread, "start", _in_our_threads(_noted)),
 ]
 
 _lock = threading.RLock()
@@ -131,15 +173,18 @@ class AsWritten(Frame):
     ----------
     passed : set of str
         Names of what is passed meanwhile.
+    uses_threads : bool
+        Whether the model has given work to other threads.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.passed: set[str] = set()
+        self.uses_threads = False
 
     def begin(self) -> None:
-        running = _passed()
+        holders = _holders_here()
         self.undoing(lambda: _take_out(self))
-        self.undoing(lambda: running.__setitem__(slice(None), [p for p in running if p is not self.passed]))
-        running.append(self.passed)
+        self.undoing(lambda: holders.__setitem__(slice(None), [h for h in holders if h is not self]))
+        holders.append(self)
         _put_in(self)

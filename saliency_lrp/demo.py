@@ -178,8 +178,8 @@ def _paste(rng: np.random.Generator, digits, labels, backgrounds, mask: str) -> 
     top, left = rng.integers(0, IMAGE_SIZE - side + 1, size=2)
     box = (slice(top, top + side), slice(left, left + side))
     ink = _enlarge(digit, side)
-    colour = _contrasting_colour(rng, canvas[box])
-    canvas[box] += ink[..., None] * (colour - canvas[box])
+    color = _contrasting_color(rng, canvas[box])
+    canvas[box] += ink[..., None] * (color - canvas[box])
     where = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
     where[box] = True if mask == "box" else ink > 0.5
     return DemoImage(Image.fromarray(np.uint8(np.round(255 * canvas))), label, where)
@@ -201,11 +201,11 @@ def _enlarge(digit: np.ndarray, side: int) -> np.ndarray:
     return np.clip((np.asarray(enlarged, dtype=np.float64) - 0.25) * 2.5, 0, 1)
 
 
-def _contrasting_colour(rng: np.random.Generator, around: np.ndarray) -> np.ndarray:
+def _contrasting_color(rng: np.random.Generator, around: np.ndarray) -> np.ndarray:
     """A random RGB colour that differs enough in luminance from the pixels around it to be read."""
     luminance = np.array([0.299, 0.587, 0.114])
     background = float((around @ luminance).mean())
     while True:  # at least one of black and white always differs by 0.5, so this ends
-        colour = rng.random(3)
-        if abs(colour @ luminance - background) >= MIN_CONTRAST:
-            return colour
+        color = rng.random(3)
+        if abs(color @ luminance - background) >= MIN_CONTRAST:
+            return color

@@ -84,12 +84,12 @@ def lrp_linear(
 
 def _redistribute(t: dict[str, torch.Tensor], bias_nb_units: int, eps: float, bias_factor: float) -> torch.Tensor:
     sign = 1 - 2 * (t["hout"] < 0).to(t["hout"].dtype)
-    stabiliser = eps * sign
-    per_output = t["Rout"] / (t["hout"] + stabiliser)
+    stabilizer = eps * sign
+    per_output = t["Rout"] / (t["hout"] + stabilizer)
     relevance = t["hin"] * (per_output @ t["w"].T)
     if bias_factor == 0.0:
         return relevance
-    leak = stabiliser + t["b"] if "b" in t else stabiliser
+    leak = stabilizer + t["b"] if "b" in t else stabilizer
     shared = (leak * per_output).sum(-1, keepdim=True)
     return relevance + bias_factor * shared / bias_nb_units
 

@@ -11,6 +11,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
+from .display.looks import LOOKS, Scale
 from .errors import InputError
 
 
@@ -19,6 +20,15 @@ def compare(model: Any, image: Any, **options: Any) -> Any:
     from .widget import compare_saliency
 
     return compare_saliency(model, image, **options)
+
+
+def _looks(function: Any) -> Any:
+    """An argument for every way to look at a map."""
+    for name, look in reversed(LOOKS.items()):
+        number = isinstance(look, Scale)
+        names = None if isinstance(look, Scale) or look.names is None else (*look.names, *look.also)
+        function = argument(f"--{name}", type=float if number else str, choices=names, help=look.label)(function)
+    return function
 
 
 @magics_class
@@ -32,9 +42,7 @@ class SaliencyMagics(Magics):
     @argument("--label", "-l", type=int, help="class to explain; default: the one with the highest score")
     @argument("--composite", "--rule", "-r", dest="composite", help="LRP composite")
     @argument("--layer", help="a layer to show beside the methods")
-    @argument("--cmap", help="diverging colour map")
-    @argument("--sign", choices=("both", "positive", "negative"))
-    @argument("--opacity", type=float)
+    @_looks
     @line_cell_magic
     def saliency(self, line: str, cell: str | None = None) -> Any:
         """Compare saliency methods: ``%saliency model image --methods lrp occlusion``.

@@ -16,7 +16,8 @@ from .explainers.base import check_input, check_output, class_scores, resolve_ta
 from .model.answer import Answer, ClassNames
 from .model.as_found import as_found
 from .model.card import Card, read_card
-from .model.devices import on_device
+from .model.devices import named_device
+from .model.on_device import on_device
 from .model.unwrapped import unwrapped
 
 
@@ -110,12 +111,7 @@ def ask(
 
 def find_device(name: Any, card: Card) -> torch.device:
     """The device that was named, or the model's own."""
-    if name is None:
-        return card.device
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {str(name)!r} was asked for but no CUDA device is available: leave device=None.")
-    return device
+    return card.device if name is None else named_device(name)
 
 
 def is_model_input(raw: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import verdict as words
 from . import waterfall
+from .model.devices import accumulator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +69,7 @@ class Account:
 
     def _entry(self, site: Any) -> dict[str, Any]:
         return self.entries.setdefault(
-            id(site), {"site": site, "arrived": [], "left": [], "bias": [], "epsilon": [], "rule": []}
+            site.index, {"site": site, "arrived": [], "left": [], "bias": [], "epsilon": [], "rule": []}
         )
 
     def add(self, site: Any, R: Any, R_in: tuple[Tensor | None, ...]) -> None:
@@ -137,8 +138,7 @@ def not_closed(rows: list[Row]) -> list[str]:
 def total(t: Tensor) -> Tensor:
     """Sum in float64 (of both parts of complex relevance), still on the device."""
     t = torch.view_as_real(t) if t.is_complex() else t
-    dtype = torch.float32 if t.device.type == "mps" else torch.float64
-    return t.detach().sum(dtype=dtype)
+    return t.detach().sum(dtype=accumulator(t))
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import images
 from .display.figure import get_image_saliency_plot
-from .display.volume import greys
+from .display.volume import grays
 from .errors import InputError
 from .model.answer import Answer
 
@@ -118,7 +118,7 @@ class ImageSaliencyResult:
         x: Any = None if self.origin is None else self.origin.question.input
         if getattr(x, "ndim", 0) != 5:
             return None
-        return greys(x[0])[..., 0]
+        return grays(x[0])[..., 0]
 
     @property
     def conserved(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from .explainers.plan import Plan, plan_methods
 from .explainers.registry import DEFAULT_METHODS
 from .model.as_found import as_found
 from .model.card import read_card
-from .model.devices import on_device
+from .model.on_device import on_device
 from .model.unwrapped import unwrapped
 from .question import Question, ask, find_device
 from .results import ImageSaliencyResult, SaliencyResults
@@ -50,7 +51,7 @@ def get_saliency(
         preprocessing. A tensor given here is taken for a resized copy of the whole image
         unless ``transform`` or ``geometry`` says more. Several inputs are a tuple, in the order of
         the model's arguments, or a dict by their names; the first picture among them is that of
-        the image.
+        the image. Token ids, (N, T) int64, give a number per id.
     label : int, Tensor, sequence of int, callable or None
         The class to explain; None for the highest score. A callable takes the model's output and
         returns one number per item, for models whose output is not (N, C).
@@ -63,7 +64,7 @@ def get_saliency(
     **options
         Options of the method, and ``window`` (two numbers of the image that are shown black and white, such as
         ``(-1000, 400)`` for a CT slice), ``transform`` (image to tensor), ``geometry``
-        (:class:`images.Geometry`), ``class_names``, ``seed`` (int, for random methods),
+        (:class:`images.Geometry`), ``class_names``, ``random_seed`` (int, for random methods),
         ``constants`` (of several inputs, those that are not explained).
 
     Returns
@@ -82,6 +83,14 @@ def get_saliency(
     plans = plan_methods([method], layer_path, options)
     if input is None and isinstance(raw_input, tuple | Mapping):
         raw_input, input = None, raw_input
+    if (
+        input is None
+        and are_token_ids(raw_input)
+        and any(isinstance(m, nn.Embedding) for m in unwrapped(model).modules())
+    ):
+        raw_input, input = None, raw_input
+    if raw_input is None and are_token_ids(input):
+        input = (input,)  # an argument of the model as it is, no picture
     if isinstance(input, tuple | Mapping):
         return _maps_of_several(model, raw_input, input, label, device, plans[0], options)
     with ask(model, raw_input, input, label, device, options) as question:
@@ -113,7 +122,8 @@ def get_image_saliency_results(
     Returns
     -------
     SaliencyResults
-        A list that shows itself in a notebook.
+        A list that shows itself in a notebook. Ctrl-C ends the call, with what is finished by then; the others say that
+        they were stopped. Where nothing is finished, it is a KeyboardInterrupt as everywhere.
 
     Raises
     ------
@@ -129,7 +139,7 @@ def get_image_saliency_results(
     with ask(model, raw_image, input, label, device, options) as question:
         if question.input.shape[0] != 1:
             raise InputError(f"one image at a time: the input is a batch of {question.input.shape[0]}.")
-        return SaliencyResults([_result(question, plan) for plan in plans])
+        return _side_by_side(question, plans)
 
 
 def compare_saliency(model: nn.Module, raw_image: Any, *args: Any, **options: Any) -> Any:
@@ -142,6 +152,11 @@ def compare_saliency(model: nn.Module, raw_image: Any, *args: Any, **options: An
 # ----------------------------------------------------------------------------------------------
 # The call's arguments
 # ----------------------------------------------------------------------------------------------
+
+
+def are_token_ids(value: Any) -> bool:
+    """Whether a value is (N, T) integers as language models read them."""
+    return isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64) and value.ndim == 2
 
 
 def _is_device(value: Any) -> bool:
@@ -187,11 +202,41 @@ def _explain(question: Question, plan: Plan) -> tuple[Tensor, Any, float]:
     return relevance, explainer, seconds
 
 
-def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
-    result = ImageSaliencyResult(
+def _side_by_side(question: Question, plans: Sequence[Plan]) -> SaliencyResults:
+    """A result for each method; those that Ctrl-C has stopped say so."""
+    results: list[ImageSaliencyResult] = []
+    try:
+        for plan in plans:
+            results.append(_result(question, plan))  # noqa: PERF401  # finished ones survive an interrupt
+    except KeyboardInterrupt:
+        finished = [result.title for result in results if result.relevance is not None]
+        if not finished:
+            raise
+        stopped, *others = (plan.method for plan in plans[len(results) :])
+        warnings.warn(
+            f"stopped by Ctrl-C during {stopped}: {', '.join(finished)} {'is' if len(finished) == 1 else 'are'} done"
+            + (f", {', '.join(others)} not begun" if others else ""),
+            stacklevel=3,
+        )
+        for plan in plans[len(results) :]:
+            results.append(_empty(question, plan))
+            results[-1].error = Stopped("stopped by Ctrl-C")
+    return SaliencyResults(results)
+
+
+class Stopped(RuntimeError):
+    """Why there is no map: the user did not want to wait for it."""
+
+
+def _empty(question: Question, plan: Plan) -> ImageSaliencyResult:
+    return ImageSaliencyResult(
         question.picture, None, plan.method, method=plan.method, geometry=question.geometry,
         warnings=list(question.warnings),
     )  # fmt: skip
+
+
+def _result(question: Question, plan: Plan) -> ImageSaliencyResult:
+    result = _empty(question, plan)
     try:
         result.relevance, explainer, result.seconds = _explain(question, plan)
         result.report, result.signed = getattr(explainer, "report", None), getattr(explainer, "signed", True)
@@ -238,6 +283,13 @@ def _maps_of_several(
         geometry = images.Geometry.whole(images.load_image(raw).size)
     with on_device(model, where), as_found(model):
         explainer = registry.get(plan.method, model, **plan.options)
+        if (
+            getattr(explainer, "takes_ids", False)
+            and isinstance(values, tuple)
+            and len(values) == 1
+            and are_token_ids(values[0])
+        ):
+            (values,) = values  # perturbation methods take ids as they take pictures
         maps = explainer.explain(values, label, constants=options.get("constants", ()))
     places = iter([geometry])
 
@@ -254,5 +306,5 @@ def _to_maps(relevance: Tensor, geometry: images.Geometry | None) -> np.ndarray:
     summed = relevance.abs().double()
     summed = summed.sum(1) if summed.ndim > 2 else summed
     placed = [m if geometry is None or m.ndim != 2 else geometry.place(m) for m in summed.numpy()]
-    maps = [images.normalise(m) for m in placed]
+    maps = [images.normalize(m) for m in placed]
     return maps[0] if len(maps) == 1 else np.stack(maps)

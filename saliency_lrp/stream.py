@@ -239,7 +239,7 @@ class SaliencyLogger:
         return items
 
     def _overlay(self, place: int, picture: np.ndarray, tensor: Tensor, geometry: Any) -> tuple[np.ndarray, str]:
-        from .display.colours import blend
+        from .display.colors import blend
 
         x = read_card(self.explainer.model).fitting(tensor)
         given = None if self.labels is None else int(self.labels[place])

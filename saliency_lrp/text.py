@@ -49,9 +49,9 @@ class RelevantText:
 
     def _strengths(self) -> np.ndarray:
         """Relevance scaled to [-1, 1]."""
-        from .display.colours import colour_limit
+        from .display.colors import color_limit
 
-        limit = colour_limit(self.relevance, self.percentile) if len(self.tokens) else 0.0
+        limit = color_limit(self.relevance, self.percentile) if len(self.tokens) else 0.0
         return np.clip(self.relevance / limit, -1, 1) if limit else np.zeros(len(self.tokens))
 
     def _repr_html_(self) -> str:

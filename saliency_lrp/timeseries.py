@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .display.colours import CLIP_PERCENTILE, SIGNED_COLOURS, colour_limit
+from .display.colors import CLIP_PERCENTILE, SIGNED_COLORS, color_limit
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def plot_relevance(
     time: Any = None,
     names: Sequence[str] = (),
     title: str = "",
-    cmap: str = SIGNED_COLOURS,
+    cmap: str = SIGNED_COLORS,
     percentile: float = CLIP_PERCENTILE,
     figsize: tuple[float, float] | None = None,
 ) -> Figure:
@@ -61,7 +61,7 @@ def plot_relevance(
     from matplotlib.figure import Figure
 
     values, scores, moments = _checked(series, relevance, time, names)
-    limit = colour_limit(scores, percentile) or 1.0
+    limit = color_limit(scores, percentile) or 1.0
     scale = Normalize(-limit, limit)
     figure = Figure(figsize=figsize or (8, 1.0 + 1.6 * len(values)), layout="constrained")
     axes = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]

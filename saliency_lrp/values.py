@@ -11,7 +11,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _state = threading.local()
 
@@ -34,6 +37,13 @@ def is_captured() -> bool:
 def holds(question: Callable[[], Any], unknown: bool) -> bool:
     """What values answer to a question, or ``unknown`` where they must not matter."""
     return unknown if is_captured() else bool(question())
+
+
+def is_finite(t: Tensor) -> bool:
+    """Whether every number is finite; by one pass, the sum, unless that overflows."""
+    import torch
+
+    return bool(torch.isfinite(t.sum())) or bool(torch.isfinite(t).all())
 
 
 def of_the_example() -> AbstractContextManager[Any]:

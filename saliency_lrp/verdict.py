@@ -61,7 +61,7 @@ UNNOTED = {
     "scale": "constants",
     "matmul": "constants",
     "activation": "activation",
-    "normalisation": "norm",
+    "normalization": "norm",
     "recurrent": "state",
     "unknown": "unknown",
 }

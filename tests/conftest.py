@@ -11,6 +11,7 @@ import pytest
 import torch
 
 matplotlib.use("Agg")
+pytest.register_assert_rewrite("tests.helpers", "tests.jobs")
 # tensors in tests are tiny: a second thread costs a hundred times what it gives where cores are busy
 torch.set_num_threads(1)
 

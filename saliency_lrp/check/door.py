@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..explainers.plan import Plan, plan_methods
-from ..model.devices import on_device
+from ..model.on_device import on_device
 from ..question import Question, ask
 from .findings import ask_all
 from .outcome import Check

@@ -24,12 +24,13 @@ from .report import as_page, as_text, glossary_text
 INTERRUPTED = 130
 
 
-def run_batch(options: argparse.Namespace) -> None:
+def run_batch(options: argparse.Namespace, command: str) -> None:
     """Explain a folder and print what became of it."""
-    from ..dataset import explain_dataset
+    from ..dataset import Items, Store, explain_dataset, rank_and_world
 
+    model = find_model(options).eval()
     summary = explain_dataset(
-        find_model(options).eval(),
+        model,
         options.folder,
         options.out,
         targets=options.target,
@@ -42,6 +43,13 @@ def run_batch(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     print(summary)
+    if options.html is not None and rank_and_world()[0] == 0:
+        from .sheet import write_sheet
+
+        out = Path(options.html or Path(options.out).with_suffix(".html"))
+        write_sheet(Store(Path(options.out)), Items(options.folder, model), model, out, command)
+        print(f"wrote {out}")
+    print(f"in Python: import zarr; maps = zarr.open_group({str(options.out)!r})  # maps['input'][k]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_batch_parser().parse_args(arguments[1:]) if batch else build_parser().parse_args(arguments)
     try:
         if batch:
-            run_batch(options)
+            run_batch(options, shlex.join(["saliency-lrp", *arguments]))
         elif options.list:
             print_names()
         else:

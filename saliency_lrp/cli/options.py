@@ -124,6 +124,13 @@ def build_batch_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once, and per chunk (default: 16)")
     parser.add_argument("--float16", action="store_true", help="store maps in half precision")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the model's)")
+    parser.add_argument(
+        "--html",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also write a page of all maps to sort: odd ones first, by class, by account (default: STORE.html)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="start again instead of going on")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from .. import waterfall
-from ..display import colours
+from ..display import colors
 from ..photographs import Photograph, class_names, photographs
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _figure(result: ImageSaliencyResult, caption: str) -> str:
     if result.signed_map is None:
         return f"<figure><figcaption>{html.escape(f'{caption}: no map: {result.error}')}</figcaption></figure>"
     picture = np.asarray(result.raw_image.convert("RGB"))
-    drawn = colours.blend(picture, result.signed_map, signed=bool(result.signed))
+    drawn = colors.blend(picture, result.signed_map, signed=bool(result.signed))
     alt = f"{result.title} map for {result.class_name}"
     return (
         f'<figure><img alt="{html.escape(alt)}" src="{_inlined(drawn)}">'

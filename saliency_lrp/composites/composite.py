@@ -21,7 +21,7 @@ def defaults(epsilon: float = 1e-12) -> list[Row]:
     """
     return [
         (kind("linear"), r.Epsilon(epsilon)),
-        (kind("sum", "normalisation"), r.Norm(epsilon)),
+        (kind("sum", "normalization"), r.Norm(epsilon)),
         (kind("activation", "scale"), r.Pass()),
         (kind("gate"), r.SignalTakesAll(epsilon)),
         (kind("product", "matmul"), r.Uniform(epsilon)),
@@ -136,11 +136,6 @@ class Composite:
             if answer:
                 return rule
         return None
-
-    @property
-    def needs_preactivation(self) -> bool:
-        """Whether a rule looks at what went into an activation."""
-        return any(rule.needs_preactivation for _, rule in (*self.rows, *self.base))
 
     @property
     def seeks_rectifiers(self) -> bool:

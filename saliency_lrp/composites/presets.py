@@ -187,15 +187,15 @@ def auto(gamma: float | tuple[float, float] = (1.0, 0.05), epsilon: float = 0.1)
     guard = 1e-12  # ratios of γ and z⁺ are bounded: only exact zeros need a stabiliser
     convolutional = family("convolution", "batch_norm")
 
-    def favouring(gamma: float) -> Rule:
+    def favoring(gamma: float) -> Rule:
         return r.GeneralizedGamma(gamma, guard)
 
     rows: list[Row] = [
         ((first(), family("convolution")), r.ZPlus(guard)),
         *(
-            graded(favouring, *gamma, over=DEEP, where=convolutional)
+            graded(favoring, *gamma, over=DEEP, where=convolutional)
             if isinstance(gamma, tuple | list)
-            else [(convolutional, favouring(gamma))]
+            else [(convolutional, favoring(gamma))]
         ),
         ((family("dense"), at_output()), r.Epsilon(guard)),
         (family("dense"), r.Epsilon(epsilon, relative=True)),

@@ -52,8 +52,12 @@ def check_names(what: str, names: tuple[str, ...], known: Iterable[str]) -> None
             raise unknown_name(what, name, known)
 
 
+OTHER_SPELLINGS = {"normalisation": "normalization"}
+
+
 def kind(*names: str) -> Where:
     """Sites of these kinds, such as ``"linear"``, ``"sum"``, ``"softmax"``."""
+    names = tuple(OTHER_SPELLINGS.get(name, name) for name in names)
     check_names("kind of site", names, ANY_KIND)
     return Where(f"kind({', '.join(names)})", lambda site: site.kind in names, kinds=names, whole=True)
 

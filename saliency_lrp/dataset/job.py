@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import composites
 from ..composites import Composite
-from ..engine.start import choose, find_scores
+from ..engine.start import choose, find_scores, sum_of
 from ..errors import InputError
 from ..model.devices import device_of
 from ..model.unwrapped import unwrapped
@@ -272,7 +272,7 @@ class Job:
             if not isinstance(R, Tensor) or any(not isinstance(v, Tensor) for v in layers.values()):
                 raise InputError("only models and layers with one tensor going in and out can be explained in bulk")
             index, score = scores(trace.output, target, asked, len(values))
-            started = score if options.seed == "logit" else torch.ones_like(score) if options.seed == "one" else None
+            started = sum_of(options.seed, score)
             arrived = R.double().flatten(1).sum(1) if R.numel() else R.new_zeros(len(values))
             conserved = torch.full_like(arrived, math.nan) if started is None else arrived / started.double()
             found.append(Explained(R, layers, index, score, conserved))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..model.devices import on_device
+from ..model.on_device import on_device
 from .job import Job, JobOptions, make_job
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import images
 from ..errors import InputError
-from . import colours, volume
+from . import colors, volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,13 +132,13 @@ def _views_of(result: Any, values: np.ndarray) -> list[_FlatView]:
     ground = getattr(result, "volume", None)
     ground = None if ground is None or ground.shape != values.shape else ground
     views = volume.views(values)
-    point, limit = volume.strongest(values), colours.colour_limit(values)
+    point, limit = volume.strongest(values), colors.color_limit(values)
     signed, subject = bool(getattr(result, "signed", False)), getattr(result, "subject", "")
     flat = [
         _FlatView(
             f"{result.title}: {view.title}",
             None if ground is None else Image.fromarray(view.of(ground)).convert("RGB"),
-            images.normalise(np.abs(view.values)),
+            images.normalize(np.abs(view.values)),
             view.values,
             signed,
             limit,
@@ -197,7 +197,7 @@ def _notes(results: Sequence[Any], width: float) -> list[str]:
     if not drawn:
         return []
     kinds = {bool(getattr(result, "signed", False)) for result in drawn}
-    parts = [_NOTE.format(colours.CLIP_PERCENTILE)]
+    parts = [_NOTE.format(colors.CLIP_PERCENTILE)]
     parts += [_SIGNED_NOTE] * (True in kinds) + [_UNSIGNED_NOTE] * (False in kinds)
     parts += [_FRAME_NOTE] * any(_frame(result) is not None for result in drawn)
     return _wrapped(" ".join(parts), width, _SMALL)
@@ -227,7 +227,7 @@ def _draw_panel(figure: Figure, axes: Axes, result: Any, width: float) -> None:
         return
     values = _values(result)
     if picture is not None and values.ndim == 2:
-        axes.imshow(colours.light_greys(np.asarray(picture)), interpolation="nearest")
+        axes.imshow(colors.light_grays(np.asarray(picture)), interpolation="nearest")
         values = _fit(values, (picture.height, picture.width))
         _draw_frame(axes, result)
     signed = bool(getattr(result, "signed", False))
@@ -292,10 +292,10 @@ def _draw_map(axes: Axes, values: np.ndarray, signed: bool, see_through: bool, l
     from matplotlib.colors import ListedColormap, Normalize
 
     values = np.atleast_2d(values)
-    limit = colours.colour_limit(values) if limit is None else limit
-    table = colours.colour_table(colours.SIGNED_COLOURS if signed else colours.UNSIGNED_COLOURS)
-    rgb, alpha = colours.paint(colours.strengths(values, limit, signed), table, signed)
-    opacity = colours.OPACITY * alpha if see_through else np.ones_like(alpha)
+    limit = colors.color_limit(values) if limit is None else limit
+    table = colors.color_table(colors.SIGNED_COLORS if signed else colors.UNSIGNED_COLORS)
+    rgb, alpha = colors.paint(colors.strengths(values, limit, signed), table, signed)
+    opacity = colors.OPACITY * alpha if see_through else np.ones_like(alpha)
     rgba = np.concatenate([rgb / 255, opacity[..., None]], -1)
     axes.imshow(rgba, interpolation="nearest", aspect="equal" if values.shape[0] > 1 else "auto")
     end = limit or 1.0
@@ -304,7 +304,7 @@ def _draw_map(axes: Axes, values: np.ndarray, signed: bool, see_through: bool, l
 
 def _draw_failure(axes: Axes, result: Any, picture: Any) -> None:
     if picture is not None:
-        axes.imshow(colours.light_greys(np.asarray(picture)), alpha=0.25)
+        axes.imshow(colors.light_grays(np.asarray(picture)), alpha=0.25)
     reason = textwrap.shorten(str(getattr(result, "error", None) or "no map"), 320)
     axes.text(
         0.5, 0.5, "no map\n" + textwrap.fill(reason, 38), transform=axes.transAxes,

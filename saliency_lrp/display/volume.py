@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import normalise
+from ..images import normalize
 
 #: names of the slices across the first, second and third axis of a volume (depth, height, width)
 AXES = ("depth", "height", "width")
@@ -65,7 +65,7 @@ def projection(values: np.ndarray, axis: int = 0) -> np.ndarray:
     return np.take_along_axis(values, np.expand_dims(best, axis), axis).squeeze(axis)
 
 
-def greys(values: Tensor, most: int | None = None) -> np.ndarray:
+def grays(values: Tensor, most: int | None = None) -> np.ndarray:
     """A volume to lay maps over: (C, D, H, W) as (d, h, w, 3) uint8, channels averaged.
 
     Above `most` voxels it is made smaller.
@@ -75,5 +75,5 @@ def greys(values: Tensor, most: int | None = None) -> np.ndarray:
         factor = (most / volume.numel()) ** (1 / 3)
         size = [max(1, int(side * factor)) for side in volume.shape]
         volume = F.interpolate(volume[None, None], size, mode="area")[0, 0]
-    levels = np.rint(normalise(torch.nan_to_num(volume).numpy()) * 255).astype(np.uint8)
+    levels = np.rint(normalize(torch.nan_to_num(volume).numpy()) * 255).astype(np.uint8)
     return np.repeat(levels[..., None], 3, -1)

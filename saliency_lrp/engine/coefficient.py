@@ -5,24 +5,27 @@ x · Jᵀc sums to f · c, in proportion to contributions, which is LRP-0. Biase
 So most calls run as they are: nothing is recorded or kept, and no Python runs in the backward pass. The rule of a site,
 asked in the forward pass, says which do not (:data:`TREATMENTS`).
 
-Close to the model's input, before the first function that does more than move and scale values, relevance itself is
-carried (``Tag.final``): there rules may give relevance to a zero. Where such a rule stands elsewhere, or anything else
-has no coefficient, :class:`NoCoefficient` is raised, and the explanation is made in the reference form.
+A rule may give relevance to a zero where it reads the model's input: where a composite has such rules, relevance itself
+is carried there, before the first function that does more than move and scale values (``Tag.final``). Where such a rule
+stands elsewhere, or anything else has no coefficient, :class:`NoCoefficient` is raised, and the explanation is made in
+the reference form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..composites import Composite
-from ..functions.call import Call, Tag, tag_of
-from ..functions.site import OUTPUT, Site
-from ..rules import Rule, activation, any_site, batch_norm, linear, product, vanishes
+from ..rules import Rule, activation, any_site, linear, product
 from ..rules.arithmetic import GUARD, divide, measured_over, working
+from ..sites.call import Call
+from ..sites.site import OUTPUT, Site
+from ..sites.tag import Tag, tag_of
 from .nodes import LateSoftmax, NoCoefficient, Normalized, Ratio, Scaled, Stabilized, ToRelevance
 from .reference import ReferenceForm, depth_of_result
 
@@ -42,12 +45,39 @@ class CoefficientForm:
         self.reference = ReferenceForm()
         self.linear_count = 0
         self._natively: dict[str, bool] = {}
+        self._rules: dict[str, Rule | None] = {}
+        #: whether relevance itself is carried close to the input: some rule might give it to a zero there
+        self.final = not all(has_coefficient(rule) for _, rule in (*composite.rows, *composite.base))
 
     # ------------------------------------------------------------------ what handlers ask for
+
+    def enter(self, leaf: Tensor) -> tuple[Tensor, bool]:
+        """What the model gets for an input, and whether relevance itself is carried there."""
+        if self.final or leaf.is_complex() or leaf.layout is not torch.strided:
+            return leaf.clone(), True
+        return ToRelevance.make(leaf).clone(), False
 
     def refuse(self, why: str) -> None:
         """Give up: the explanation needs the reference form."""
         raise NoCoefficient(why)
+
+    @contextlib.contextmanager
+    def rectifying(self, call: Call) -> Iterator[list[Any]]:
+        """Around a ReLU that alone reads what a site made: its result takes the place of the site's.
+
+        No coefficient comes back to what it cuts off, so that the site needs that for nothing; and so an in-place ReLU
+        has nothing copied.
+        """
+        tag = tag_of(call.activations[0])
+        before = tag.site if call.name == "relu" and tag is not None and tag.readers == 1 else None
+        results: list[Any] = []
+        if before is None or not before.rectifiable or before.superseded:
+            yield results
+            return
+        before.result = None
+        yield results
+        before.result, before.rectified = results[0].detach(), True
+        call.interceptor.remember(before.result, before, OUTPUT)
 
     def before_native(self, call: Call) -> None:
         """Values that are moved together carry the same thing."""
@@ -100,7 +130,7 @@ class CoefficientForm:
             tag_of(out).final = True  # type: ignore[union-attr]
             return out
         depth = depth_of_result(site, [tag_of(t) for t in tensors])
-        rule = self.composite.rule_in_forward(site)
+        rule = self.rule_of(site)
         treatment = TREATMENTS.get(type(rule), bridged) if rule is not None else late
         if any(final) and treatment is not bridged and treatment is not late:
             if call.inplace and tag_of(call.args[0]) is not None and tag_of(call.args[0]).final:  # type: ignore[union-attr]
@@ -120,6 +150,14 @@ class CoefficientForm:
         tag.smooth = site.kind in SMOOTH
         return tracer.tag(out, tag)
 
+    def rule_of(self, site: Site) -> Rule | None:
+        """The rule of a site; asked once for all sites of a kind where they share one."""
+        kind = site.kind
+        if kind not in self._rules:
+            self._rules[kind] = self.composite.rule_of_kind(kind)
+        rule = self._rules[kind]
+        return rule if rule is not None and rule.applies_to(site) else self.composite.rule_in_forward(site)
+
     # ------------------------------------------------------------------ ways to carry a call out
 
     def convert(self, call: Call, final: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -135,7 +173,6 @@ class CoefficientForm:
 
     def native(self, call: Call, site: Any, tensors: list[Tensor]) -> Any:
         """The call as it is, with all but these tensors constant."""
-        site.rectifiable = site.cheap = False  # nothing of it is kept
         if call.inplace:
             call.interceptor.before_write(call.args[0])
         if site.family == "dense" and not tensors[0].is_contiguous():
@@ -147,7 +184,7 @@ class CoefficientForm:
         """A result that runs as it is, with a stabiliser, which wants its value."""
         if out.is_complex():
             self.refuse(f"complex values with a stabiliser at {site.describe()}")
-        site.rectifiable = type(site).rectifiable and not relative
+        site.rectifiable = site.family != "dense" and site.kind in ("linear", "sum") and not relative
         site.result = out.detach()
         call.interceptor.remember(site.result, site, OUTPUT)
         return Stabilized.make(out, site, epsilon, measured_over(site, relative), call.inplace)
@@ -161,6 +198,7 @@ class CoefficientForm:
             self.refuse(f"{rule!r} at {site.describe()} may give relevance to zeros")
         if any(t.is_complex() for t in tensors):
             self.refuse(f"complex values at {site.describe()}")
+        site.rectifiable = isinstance(rule, linear.LinearRule) and not rule.relative and site.family != "dense"
         out = self.reference.registered(
             call, site, tensors, gate, nonnegative, acting=lambda s: Bridge(s, rule, final, self.composite)
         )
@@ -179,7 +217,7 @@ class CoefficientForm:
 
 
 #: Kinds of sites whose results are hardly ever exactly 0.
-SMOOTH = frozenset({"linear", "sum", "normalisation"})
+SMOOTH = frozenset({"linear", "sum", "normalization"})
 
 
 def held_one(value: Any, tensors: list[Tensor]) -> Any:
@@ -215,7 +253,7 @@ class Bridge:
         self.composite = composite
         #: outputs of a site that has several; what the model writes over is replaced by a copy (``remember``)
         self.saved: list[Tensor | None] = []
-        self.kind, self.index, self.parents, self.keeps_output = site.kind, site.index, site.parents, site.keeps_output
+        self.kind, self.index = site.kind, site.index
 
     @property
     def result(self) -> Tensor | None:
@@ -303,13 +341,7 @@ def gives_zeros_nothing(rule: Rule, site: Site, composite: Composite) -> bool:
     if isinstance(rule, product.Unrolled):
         steps = (Step(site, "linear", "dense"), Step(site, "sum", ""))
         return all(gives_zeros_nothing(composite.rule_for(s), s, composite) for s in steps)  # type: ignore[arg-type]
-    if isinstance(rule, linear.Rectified):
-        return gives_zeros_nothing(rule.then, site, composite)
-    if isinstance(rule, batch_norm.SplitBatchNorm) and site.family == "batch_norm":
-        return gives_zeros_nothing(rule.rule, site, composite)
-    if isinstance(rule, batch_norm.SplitBatchNorm | batch_norm.BatchNormReverse):
-        return gives_zeros_nothing(rule.then, site, composite)
-    return vanishes(rule, site)
+    return rule.keeps_zeros(site)
 
 
 class Step:
@@ -367,8 +399,7 @@ def proportional(form: CoefficientForm, call: Call, site: Any, tensors: list[Ten
             return BRIDGED
         site.native = True
         return form.native(call, site, [call.arg(0, "input")] if site.batch_norm is not None else tensors)
-    if site.kind == "normalisation":
-        site.cheap = False
+    if site.kind == "normalization":
         out = Normalized.make(tensors[0], site, lambda: call.func(*call.args, **call.kwargs))
     else:
         out = form.native(call, site, tensors)
@@ -394,19 +425,11 @@ def passing(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor]
     site.gives_zeros = not site.keeps_zero and not tag_of(x).smooth  # type: ignore[union-attr]
     if call.inplace:
         call.interceptor.before_write(call.args[0])
-    later = site.op in STATISTICS
-    out = Ratio.make(x, site, lambda: call.func(*call.args, **call.kwargs), call.inplace, later)
+    out = Ratio.make(x, site, lambda: call.func(*call.args, **call.kwargs), call.inplace, call.says("statistic"))
     if out.shape != x.shape:
         site.saved = [x.detach()]
         site.pass_through(out)  # says what is wrong
     return out
-
-
-#: Activations that relevance seldom passes: parts of statistics, and gates.
-STATISTICS = frozenset(
-    "pow square exp exp2 sqrt rsqrt reciprocal log log2 log10 log1p sigmoid hardsigmoid expit __pow__ div divide "
-    "true_divide __rdiv__ __rtruediv__ sin cos".split()
-)
 
 
 def uniform(form: CoefficientForm, call: Call, site: Site, tensors: list[Tensor], rule: Any) -> Any:
@@ -472,6 +495,11 @@ def attention(form: CoefficientForm, call: Call, site: Any, tensors: list[Tensor
         operands.append(t)
     rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
     return call.func(*operands, *held(call.args[3:], []), **held_by_name(rest, []))
+
+
+def has_coefficient(rule: Rule) -> bool:
+    """Whether a rule has a coefficient whatever the site, as far as its kind of function has one."""
+    return type(rule) in (*TREATMENTS, product.Unrolled) and getattr(rule, "bias", "keep") == "keep"
 
 
 #: Rules with a way of their own to hand a coefficient on; subclasses count as rules of their own.

@@ -9,6 +9,7 @@ relevance of the model ends; the trail hands it on to the arguments, in their ow
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functions.site import iter_tensors
+from ..functions import facts
+from ..sites.site import iter_tensors
+from ..sites.tag import tag_of
 from ..values import holds, of_the_example
 
 if TYPE_CHECKING:
-    from ..interception import Interceptor
     from .inputs import Argument
+    from .interception import Interceptor
 
 #: Where a tensor's trail is kept.
 TRAIL = "_saliency_lrp_trail"
@@ -210,16 +213,16 @@ class IdFollower:
         lost = next((t for t in self.trails((*args, *kwargs.values())) if t.path is None), None)
         if lost is not None:
             return self._after_loss(lost, func, name, writes, args, kwargs)
-        handler = HANDLERS.get(name)
-        if handler is None and name.endswith(".get"):
+        way = facts.way_of_integers(name)
+        if way == "lost" and name.endswith(".get"):
             return plainly(func, args, kwargs)
-        return (handler or unfollowed)(Integers(self, func, name, writes, args, kwargs))
+        return HANDLERS[way](Integers(self, func, name, writes, args, kwargs))
 
     def beside_activations(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Arguments of a call that mixes activations and integers, with the latter as numbers; None if none is."""
-        if name not in MIXED:
+        if name not in facts.MIXED:
             return None
         dtype = next(t.dtype for t in every_tensor(args, kwargs) if t.requires_grad)
         changed = False
@@ -239,7 +242,7 @@ class IdFollower:
     def _after_loss(self, lost: Trail, func: Any, name: str, writes: bool, args: Any, kwargs: Any) -> Any:
         """A call that reads integers whose trail was lost: it matters where something is looked up by them."""
         out = plainly(func, args, kwargs)
-        if name in PYTHON or name in PLACES:
+        if facts.way_of_integers(name) in ("python", "places"):
             return out
         for t in [args[0]] if writes else every_tensor((out,), {}):
             if t.dtype == torch.bool:
@@ -316,6 +319,9 @@ class IdFollower:
         self.active = True
         names = frozenset({self.floats[0] if len(self.floats) == 1 else "a float input"})
         if only_moved(source) and not out.is_floating_point():
+            tag = tag_of(source)
+            if tag is not None and not tag.final:  # what is handed on along the trail is relevance
+                self.interceptor.form.refuse("values of a float input become ids")
             return self.put(out, source, names)
         return self.put(out, None, names, lost=self.where(name))
 
@@ -381,10 +387,19 @@ class Integers:
 
 # ------------------------------------------------------------------------------------------------ kinds of calls
 
+#: A way in which integers pass a function (``facts.WAYS``) -> what is done to their trail.
+HANDLERS: dict[str, Callable[[Integers], Any]] = {}
 
+
+def follows(way: str) -> Callable[[Callable[[Integers], Any]], Callable[[Integers], Any]]:
+    """Decorator: the function serves calls that integers pass in this way."""
+    return functools.partial(HANDLERS.setdefault, way)
+
+
+@follows("moved")
 def moved(call: Integers) -> Any:
     """Views, joins, copies: the same is done to the trail."""
-    positions = DATA.get(call.name, (0,)) or tuple(range(len(call.args)))
+    positions = facts.MOVED_ARGUMENTS.get(call.name, (0,)) or tuple(range(len(call.args)))
     positions = tuple(k for k in positions if k < len(call.args))
     names = tuple(n for n in DATA_NAMES if n in call.kwargs)
     if not call.follower.trails((*(call.args[k] for k in positions), *(call.kwargs[n] for n in names))):
@@ -421,6 +436,7 @@ def moved(call: Integers) -> Any:
     return out
 
 
+@follows("by element")
 def element_by_element(call: Integers) -> Any:
     """Offsets, hashes, casts: each result comes from the integers at its place; from several, from each alike."""
     out = call.run()
@@ -433,6 +449,7 @@ def element_by_element(call: Integers) -> Any:
     return out
 
 
+@follows("cast")
 def cast(call: Integers) -> Any:
     """To another type: a float one makes numbers of integers."""
     out = call.run()
@@ -445,12 +462,14 @@ def cast(call: Integers) -> Any:
     return out if known is None else call.put(out, known.path, known.counts)
 
 
+@follows("same")
 def same(call: Integers) -> Any:
     """``detach()``, ``.data``: the very integers."""
     out, known = call.run(), call.trail(call.args[0])
     return out if known is None else call.put(out, known.path, known.counts)
 
 
+@follows("looked up")
 def looked_up(call: Integers) -> Any:
     """Ids pick rows or values of a constant table."""
     out = call.run()
@@ -546,7 +565,7 @@ def scattered_path(call: Integers) -> Tensor | None:
     target, index = call.args[0], call.arg(2, "index")
     if call.name in ("__setitem__", "index_put"):
         index = call.args[1] if isinstance(call.args[1], tuple | list) else (call.args[1],)
-    elif call.name not in ("scatter", "scatter_add", "scatter_reduce"):
+    elif not call.name.startswith("scatter"):
         return None
     found = call.follower.trails((index,) if isinstance(index, Tensor) else tuple(index))
     if not isinstance(target, Tensor) or len(found) != 1 or found[0].path is None:
@@ -565,6 +584,7 @@ def scattered_path(call: Integers) -> Tensor | None:
     return zeros.index_put(places, path / count, accumulate=True)
 
 
+@follows("one hot")
 def one_hot(call: Integers) -> Any:
     """Ids as one-hot vectors: integers, but counts, no names."""
     out, known = call.run(), call.trail(call.arg(0, "input", call.kwargs.get("tensor")))
@@ -573,6 +593,7 @@ def one_hot(call: Integers) -> Any:
     return call.put(out, known.path.unsqueeze(-1).expand(out.shape), counts=True)
 
 
+@follows("compared")
 def compared(call: Integers) -> Any:
     """``ids == k`` is a mask; against all classes at once, ``ids[:, None] == arange(n)``, it is a one-hot vector."""
     out = call.run()
@@ -585,6 +606,7 @@ def compared(call: Integers) -> Any:
     return out
 
 
+@follows("counted")
 def counted(call: Integers) -> Any:
     """``bincount(ids)``: an id's share is one of its count."""
     out, known = call.run(), call.trail(call.arg(0, "input"))
@@ -595,6 +617,7 @@ def counted(call: Integers) -> Any:
     return call.put(out, like(known.path, out.shape).scatter_add(0, ids, share), counts=True)
 
 
+@follows("reduced")
 def reduced(call: Integers) -> Any:
     """Sums of counts, in proportion; or whether there are any."""
     out, t = call.run(), call.arg(0, "input")
@@ -613,6 +636,7 @@ def reduced(call: Integers) -> Any:
     return call.put(out, path, counts=True)
 
 
+@follows("ordered")
 def ordered(call: Integers) -> Any:
     """Sorted, or the largest: the values are at the places that come back beside them."""
     out, known = call.run(), call.trail(call.arg(0, "input"))
@@ -627,22 +651,26 @@ def ordered(call: Integers) -> Any:
     return out
 
 
+@follows("walked")
 def walked(call: Integers) -> Any:
     """``for row in ids``."""
     return iter(call.follower.call(torch.Tensor.unbind, "unbind", False, call.args, {}))
 
 
+@follows("python")
 def to_python(call: Integers) -> Any:
     """``tolist()``, ``item()``, ``numpy()``."""
     call.follower.read_by_python(call.args[0], call.name)
     return call.run()
 
 
+@follows("places")
 def places_only(call: Integers) -> Any:
     """Sizes, zeros like them, where they are: nothing that the ids themselves say."""
     return call.run()
 
 
+@follows("lost")
 def unfollowed(call: Integers) -> Any:
     """Anything else: it is reported where something is looked up by what comes out."""
     out = call.run()
@@ -659,6 +687,7 @@ def unfollowed(call: Integers) -> Any:
     return call.lose(out)
 
 
+@follows("bag")
 def bag(call: Integers) -> Any:
     """``F.embedding_bag``: ids are embedded one by one; the bag is a call of the same function on what they gave."""
     ids, weight = call.arg(0, "input"), call.arg(1, "weight")
@@ -743,10 +772,6 @@ def like(path: Tensor, shape: Any) -> Tensor:
     return torch.zeros(shape, dtype=path.dtype, device=path.device)
 
 
-#: Functions that cast or round: what an activation becomes by them may be ids.
-CASTS = frozenset("long int short char byte to type type_as round floor ceil trunc fix".split())
-
-
 def is_mask(t: Tensor) -> bool:
     """Whether integers say no more than yes or no."""
     if t.dtype == torch.bool:
@@ -761,7 +786,8 @@ MOVES = frozenset(
     "SliceBackward0 SelectBackward0 IndexBackward0 IndexSelectBackward0 GatherBackward0 SplitBackward0 "
     "SplitWithSizesBackward0 UnbindBackward0 NarrowBackward0 PermuteBackward0 TransposeBackward0 TBackward0 "
     "ExpandBackward0 SqueezeBackward0 SqueezeBackward1 UnsqueezeBackward0 CatBackward0 StackBackward0 "
-    "AsStridedBackward0 RepeatBackward0 FlipBackward0 RollBackward0 MaskedSelectBackward0 ToCopyBackward0".split()
+    "AsStridedBackward0 RepeatBackward0 FlipBackward0 RollBackward0 MaskedSelectBackward0 ToCopyBackward0 "
+    "ToRelevanceBackward".split()  # at an input, in the coefficient form
 )
 
 
@@ -780,19 +806,6 @@ def only_moved(t: Tensor) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ the table
-
-#: Which arguments hold what is moved, by position; () for all; the first where nothing is said.
-DATA: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys("cat concat concatenate stack hstack vstack dstack row_stack column_stack".split(), (0,)),
-    **dict.fromkeys("meshgrid cartesian_prod block_diag pad_sequence broadcast_tensors".split(), ()),
-    **dict.fromkeys("where".split(), ()),
-    **dict.fromkeys("__setitem__ index_put".split(), (0, 2)),
-    **dict.fromkeys("scatter index_copy scatter_add scatter_reduce index_add".split(), (0, 3)),
-    **dict.fromkeys("masked_scatter masked_fill".split(), (0, 2)),
-    "index_fill": (0, 3),
-    "copy": (0, 1),
-    **dict.fromkeys("slice_scatter select_scatter diagonal_scatter".split(), (0, 1)),
-}
 
 #: Names under which such arguments are given.
 DATA_NAMES = ("input", "tensors", "sequences", "other", "src", "source", "values", "value")
@@ -816,73 +829,3 @@ LOOKUPS: dict[str, Callable[[Integers, Tensor], Tensor | None]] = {
 
 #: Every function that looks something up.
 TABLES = frozenset({*LOOKUPS, "embedding_bag"})
-
-#: What asks for shapes and the like, of activations as of integers.
-SHAPES = frozenset(
-    "size dim numel stride storage_offset data_ptr element_size get_device is_contiguous nelement ndimension __len__ "
-    "is_floating_point is_complex is_same_size _is_view untyped_storage".split()
-)
-
-#: What takes integers out of torch.
-PYTHON = frozenset("tolist item numpy __int__ __index__ __float__ __array__ __complex__".split())
-
-#: What says nothing of the ids themselves.
-PLACES = frozenset(
-    "zeros ones empty full rand randn randint eye arange argmax argmin argsort nonzero sign signbit sgn "
-    "count_nonzero zeros_like ones_like empty_like full_like rand_like "
-    "randn_like new_zeros new_ones new_empty new_full new_tensor size dim numel __len__ __bool__ __format__ __repr__ "
-    "__str__ __hash__ stride storage_offset data_ptr element_size get_device is_contiguous nelement ndimension "
-    "is_floating_point is_complex is_same_size _is_view untyped_storage shape ne lt le gt ge __ne__ __lt__ __le__ "
-    "__gt__ __ge__ all equal allclose "
-    "isclose isin logical_and logical_or logical_not logical_xor __invert__ __contains__ isnan isinf isfinite "
-    "type_check is_inference is_nonzero has_names requires_grad_ __deepcopy__ __reduce_ex__".split()
-)
-
-#: Functions whose integers, beside activations, are numbers like them.
-MIXED = frozenset(
-    "add sub subtract rsub mul multiply div divide true_divide cat concat concatenate stack hstack vstack dstack where "
-    "__radd__ __rsub__ __rmul__ __rtruediv__ __setitem__ copy maximum minimum".split()
-)
-
-HANDLERS: dict[str, Callable[[Integers], Any]] = {
-    **dict.fromkeys(PLACES, places_only),
-    **dict.fromkeys(PYTHON, to_python),
-    **dict.fromkeys(
-        (
-            "view reshape permute transpose t T.get mT.get H.get mH.get swapaxes swapdims movedim moveaxis flatten "
-            "unflatten ravel squeeze unsqueeze view_as reshape_as expand expand_as broadcast_to broadcast_tensors "
-            "atleast_1d atleast_2d atleast_3d contiguous clone positive "
-            "cat concat concatenate stack hstack vstack dstack row_stack column_stack split chunk tensor_split "
-            "hsplit vsplit dsplit split_with_sizes unsafe_split unsafe_chunk unbind block_diag meshgrid "
-            "cartesian_prod __getitem__ __setitem__ select narrow index_select gather take take_along_dim "
-            "masked_select scatter scatter_add index_put index_copy index_fill masked_fill masked_scatter "
-            "slice_scatter select_scatter diagonal_scatter copy where tril triu diag diagonal diag_embed diagflat "
-            "unfold repeat repeat_interleave tile flip fliplr flipud roll rot90 pad constant_pad_nd cuda cpu "
-            "pad_sequence fill zero"
-        ).split(),
-        moved,
-    ),
-    **dict.fromkeys(
-        (
-            "add __radd__ sub subtract rsub __rsub__ mul multiply __rmul__ div divide true_divide __rtruediv__ "
-            "__rdiv__ floor_divide __rfloordiv__ remainder __rmod__ fmod pow __rpow__ clamp clamp_min clamp_max clip "
-            "abs absolute neg negative bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift "
-            "bitwise_right_shift __and__ __or__ __xor__ __lshift__ __rshift__ __rand__ __ror__ __rxor__ maximum "
-            "minimum square bucketize searchsorted floor ceil round trunc nan_to_num"
-        ).split(),
-        element_by_element,
-    ),
-    **dict.fromkeys(
-        "to type type_as long int short char byte float double half bfloat16 bool tensor as_tensor asarray".split(),
-        cast,
-    ),
-    **dict.fromkeys("detach data.get alias real.get".split(), same),
-    **dict.fromkeys("sum amax max any".split(), reduced),
-    **dict.fromkeys("sort topk kthvalue mode median cummax cummin".split(), ordered),
-    "embedding": looked_up,
-    "embedding_bag": bag,
-    "one_hot": one_hot,
-    **dict.fromkeys("eq __eq__".split(), compared),
-    "bincount": counted,
-    "__iter__": walked,
-}

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path,
 
 from ..errors import InputError, unknown_name
 from ..model.unwrapped import refusal_of_values
-from ..values import holds
+from ..values import holds, is_finite
 
 #: Arguments that hold what a language model has already read.
 CACHES = ("past_key_values", "past_key_value", "cache_params", "past")
@@ -162,11 +163,14 @@ class Arguments:
 
     def check(self) -> None:
         """Nothing that is not finite, but -inf after the first tensor, where it stands in masks."""
+        for k, a in enumerate(self.tensors):
+            if (why := refusal_of_values(a.value)) is not None:
+                raise InputError(f"input {k} ({a.name!r}) {why}")
         numbers = [a for a in self.tensors if a.is_dense and a.value.is_floating_point()]
         for k, a in enumerate(numbers):
             t = a.value
-            if (why := refusal_of_values(t)) is not None:
-                raise InputError(f"input {k} ({a.name!r}) {why}")
+            if holds(partial(is_finite, t), unknown=True):
+                continue
             bad = ~torch.isfinite(t) if k == 0 else torch.isnan(t) | (t == float("inf"))
             if holds(bad.any, unknown=False):
                 raise InputError(
@@ -211,6 +215,23 @@ class Arguments:
         if all(a.key is not None for a, _ in explained):
             return {a.key: R for a, R in explained}
         return tuple(R for _, R in explained)
+
+
+def stacked(maps: Sequence[Any]) -> Any:
+    """Several maps as one with a first axis more: of a tensor, or of each in a dict or a tuple."""
+    if isinstance(maps[0], dict):
+        return {name: torch.stack([R[name] for R in maps]) for name in maps[0]}
+    if isinstance(maps[0], tuple):
+        return tuple(torch.stack(values) for values in zip(*maps, strict=True))
+    return torch.stack(list(maps))
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether ``forward`` has a parameter of this name."""
+    try:
+        return name in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def positional_names(model: nn.Module, count: int) -> list[str]:

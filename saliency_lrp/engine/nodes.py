@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functions.site import Site, as_reals, from_reals
 from ..rules.arithmetic import GUARD, Axes, stabilize, working
+from ..sites.site import Site, as_reals, from_reals
 from .reference import untracked
 
 
@@ -109,8 +109,8 @@ class Stabilized(Plain):
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
-        z = ctx.site.output if ctx.axes is None else ctx.site.uncut()
-        if ctx.site.rectified and ctx.axes is None:
+        z = ctx.site.output
+        if ctx.site.rectified:
             s = working(z) + ctx.epsilon
         else:
             s = stabilize(working(z), ctx.epsilon, ctx.axes)

@@ -5,15 +5,17 @@ Slow, obvious, complete: it serves every rule, keeps the account, and is what th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..audit import mark
-from ..functions.call import Call, Tag, held_among, stored, tag_of
-from ..functions.site import OUTPUT, Site, as_reals, from_reals
+from ..sites.call import Call, held_among, stored
+from ..sites.site import OUTPUT, Site, as_reals, from_reals
+from ..sites.tag import Tag, tag_of
+from .audit import mark
 
 
 class Node(torch.autograd.Function):
@@ -87,13 +89,9 @@ class Overwriting(Site):
     def __init__(self, inner: Site, call: Call) -> None:
         super().__init__(call)
         self.inner = inner
-        self.index, self.parents = inner.index, inner.parents
+        self.index = inner.index
         self.complex = (call.args[0].is_complex(), *inner.complex)
         self.kind = inner.kind  # type: ignore[misc]
-
-    @property
-    def keeps_output(self) -> bool:  # type: ignore[override]
-        return self.inner.keeps_output
 
     def propagate(self, R: Tensor) -> tuple[Tensor | None, ...]:
         self.inner.result = self.result
@@ -121,8 +119,17 @@ class ReferenceForm:
     early = False
     linear_count = 0
 
+    def enter(self, leaf: Tensor) -> tuple[Tensor, bool]:
+        """What the model gets for an input, and whether relevance is carried there where other places have another."""
+        return leaf.clone(), False
+
     def before_native(self, call: Call) -> None:
         """A call is about to run as it is."""
+
+    @contextlib.contextmanager
+    def rectifying(self, call: Call) -> Iterator[list[Any]]:
+        """Around the call of an activation; its result is put into the list."""
+        yield []
 
     def refuse(self, why: str) -> None:
         """Something runs as it is whose gradient is not what relevance does."""
@@ -145,8 +152,7 @@ class ReferenceForm:
         tracer = call.interceptor
         tags = [tag_of(t) for t in tensors]
         depth = depth_of_result(site, tags)
-        site.parents = tuple(t.site.index if t is not None and t.site is not None else None for t in tags)
-        if site.reruns and not site.args and not site.kwargs:
+        if not site.args and not site.kwargs:
             site.args = tuple(stored(v, tensors) for v in call.args)
             site.kwargs = {k: stored(v, tensors) for k, v in call.kwargs.items()}
             for held in held_among((*site.args, *site.kwargs.values())):
@@ -154,10 +160,9 @@ class ReferenceForm:
         for name, constant in site.kept():
             tracer.remember(constant, site, name)
         site.complex = tuple(t.is_complex() for t in tensors)
-        if site.keeps_inputs and not site.finds_input(tags):
-            site.saved = [t.detach() for t in tensors]
-            for k, t in enumerate(site.saved):
-                tracer.remember(t, site, k)
+        site.saved = [t.detach() for t in tensors]
+        for k, t in enumerate(site.saved):
+            tracer.remember(t, site, k)
         written, keeper, known = None, site, site
         actor: Any = site if acting is None else acting(site)
         if call.inplace:
@@ -176,7 +181,7 @@ class ReferenceForm:
             if written is None and isinstance(out, Tensor) and out._is_view():
                 # torch made it by a last reshape; as a view it could not be written into later
                 out = untracked(out)
-            if keeper.keeps_output and isinstance(out, Tensor):
+            if isinstance(out, Tensor):
                 keeper.result = out.detach()
                 tracer.remember(keeper.result, keeper, OUTPUT)
             elif isinstance(out, tuple) and acting is not None:

@@ -20,10 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..as_written import AsWritten
+from ..functions.facts import LEAVES_GRAPH
 from ..model.as_found import as_found
-
-#: Functions that take values out of the graph.
-LEAVES_GRAPH = frozenset("detach data.get numpy __array__ tolist item __float__ __complex__".split())
 
 #: Those by which a model says that a value is to count as a constant: a note is enough.
 MEANT = frozenset({"detach()", ".data"})
@@ -51,8 +49,7 @@ class Exit:
     @property
     def place(self) -> tuple[str, str]:
         """How the function is written, and the module that calls it."""
-        called = {"data.get": ".data", "__array__": "numpy()", "__float__": "float()", "__complex__": "complex()"}
-        return called.get(self.name, f"{self.name}()"), self.path
+        return LEAVES_GRAPH[self.name], self.path
 
 
 class Replay(TorchFunctionMode):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown_name
-from ..values import holds, is_captured
+from ..model.devices import accumulator
+from ..values import holds, is_captured, is_finite
 
 #: Where scores are, where a model names its results.
 SCORES = ("out.logits", "out['logits']", "out.out", "out['out']")
@@ -93,7 +94,7 @@ def _shape_of(found: Sequence[Scores], output: Any) -> str:
 
 def check_finite(values: Tensor) -> None:
     """Refuse an output that says nothing."""
-    if holds(lambda: not torch.isfinite(values).all(), unknown=False):
+    if holds(lambda: not is_finite(values), unknown=False):
         bad = int((~torch.isfinite(values)).sum())
         raise InputError(
             f"the model's output has NaN or infinite values ({bad} of {values.numel()}); there is nothing to explain: "
@@ -341,20 +342,33 @@ def softmax(rows: Tensor, index: Tensor) -> Tensor:
     With p the softmax of the scores z and t the target, R_j = z_j (δ_jt − p_j). It sums to the target's score less
     the mean score under p.
     """
-    weights = rows.double().softmax(1).to(rows.dtype) if rows.device.type != "mps" else rows.softmax(1)
+    weights = rows.softmax(1, dtype=accumulator(rows)).to(rows.dtype)
     return rows * (one(rows, index) - weights)
 
 
-#: Seeds by name, each (N, classes) from the scores (N, classes) and the target's index (N, 1).
-SEEDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "logit": logit,
-    "one": one,
-    "contrastive": contrastive,
-    "softmax": softmax,
+class Seed(NamedTuple):
+    """A way to start: relevance (N, classes) of scores (N, classes) by the target's index (N, 1).
+
+    ``of_one`` is the same for numbers that are no classes; None where it sets a class against the others.
+    """
+
+    start: Callable[[Tensor, Tensor], Tensor]
+    of_one: Callable[[Tensor], Tensor] | None
+
+
+#: Seeds by name.
+SEEDS: dict[str, Seed] = {
+    "logit": Seed(logit, lambda values: values),
+    "one": Seed(one, torch.ones_like),
+    "contrastive": Seed(contrastive, None),
+    "softmax": Seed(softmax, None),
 }
 
-#: Seeds that set a class against the others.
-AGAINST_OTHERS = ("contrastive", "softmax")
+
+def sum_of(seed: Any, values: Tensor) -> Tensor | None:
+    """Σ of a seed at the output, by the numbers that are explained; None where those alone do not tell."""
+    start = SEEDS[seed].of_one if isinstance(seed, str) else None
+    return None if start is None else start(values)
 
 
 def check_seed(seed: Any) -> None:
@@ -366,9 +380,9 @@ def check_seed(seed: Any) -> None:
 def seed_of(choice: Choice, seed: str) -> Tensor:
     """The relevance, shaped like the scores, that a named seed starts with."""
     rows = choice.rows
-    if seed in AGAINST_OTHERS and rows.shape[1] < 2:
+    if SEEDS[seed].of_one is None and rows.shape[1] < 2:
         raise InputError(f"seed={seed!r} needs at least two classes; the output has shape {tuple(choice.scores.shape)}")
-    return choice.spread(SEEDS[seed](rows, choice.index[:, None]))
+    return choice.spread(SEEDS[seed].start(rows, choice.index[:, None]))
 
 
 def given_seed(seed: Any, out: Tensor) -> Tensor | None:
@@ -383,16 +397,17 @@ def given_seed(seed: Any, out: Tensor) -> Tensor | None:
         return None
     if seed.shape != out.shape:
         raise InputError(f"seed has shape {tuple(seed.shape)}, but the output has {tuple(out.shape)}")
-    if holds(lambda: not torch.isfinite(seed).all(), unknown=False):
+    if holds(lambda: not is_finite(seed), unknown=False):
         raise InputError("seed has values that are NaN or infinite")
     return seed.detach().to(out)
 
 
 def whole_seed(values: Tensor, seed: str, why: str) -> Tensor:
     """A named seed on numbers that are no classes."""
-    if seed in AGAINST_OTHERS:
+    start = SEEDS[seed].of_one
+    if start is None:
         raise InputError(f"seed={seed!r} sets a class against the others; {why}")
-    return torch.ones_like(values) if seed == "one" else values
+    return start(values)
 
 
 def hidden_seed(values: Tensor, index: Any, seed: Any, name: str) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..composites import Composite
 from ..errors import InputError
 from ..explainers import registry
+from ..model.devices import device_of, named_device
 from ..rules import Rule
 
 #: a function of (model, inputs, targets) that returns maps like the inputs
@@ -79,15 +80,14 @@ def quantus_explain_func(
     >>> metric(model, x, y, s_batch=masks, explain_func=quantus_explain_func,
     ...        explain_func_kwargs={"method": "lrp:epsilon_plus"})                  # doctest: +SKIP
     """
-    home = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    where = home if device is None else torch.device(device)
+    where = device_of(model) if device is None else named_device(device)
     x = torch.as_tensor(inputs, dtype=torch.get_default_dtype()).to(where)
     y = torch.as_tensor(targets).to(where)
     maps = explain_function(method, **options)(model, x, y)
     return channel_sum(maps) if sum_channels else maps.detach().cpu().numpy()
 
 
-def labelled(methods: Method | Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
+def labeled(methods: Method | Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
     """Methods with their labels."""
     if isinstance(methods, Mapping):
         return dict(methods)

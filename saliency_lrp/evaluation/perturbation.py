@@ -88,7 +88,8 @@ def morf_lerf(
     Notes
     -----
     Quantus' ``RegionPerturbation`` removes one region per forward pass, 512 of them for both orders; the curves bend
-    at their ends, so that the 30 used here tell the same (``tests/test_evaluation.py`` compares the two).
+    at their ends, so that the 30 used here tell the same (``tests/unit/evaluation/test_evaluation.py``
+    compares the two).
 
     Examples
     --------

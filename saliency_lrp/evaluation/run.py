@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..model.as_found import as_found
-from .methods import Method, explain_function, labelled
+from .methods import Method, explain_function, labeled
 from .metrics import METRICS, Metric, Task
 from .question import asked, maps_of
 from .table import Evaluation
@@ -64,7 +64,7 @@ def evaluate(
     """
     from tqdm.auto import tqdm
 
-    named = labelled(methods)
+    named = labeled(methods)
     functions = {k: None if isinstance(m, Tensor | np.ndarray) else explain_function(m) for k, m in named.items()}
     model, inputs, targets = asked(model, inputs, targets)
     masks = checked_masks(masks, inputs)

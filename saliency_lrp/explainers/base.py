@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from ..as_written import AsWritten
+from ..as_written import AsWritten, GradientsAllTheSame
 from ..engine.ids import PIXELS
 from ..engine.start import Scores, check_finite, choose, find_scores
 from ..errors import InputError, ModelCallError
@@ -49,15 +48,6 @@ def first_conv(model: nn.Module) -> nn.Module | None:
     """The first convolution in registration order, or None."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return next((module for module in model.modules() if isinstance(module, kinds)), None)
-
-
-class GradientsAllTheSame(TorchFunctionMode):
-    """Passes a model's own ``torch.no_grad()``: it says how a value is computed, not what it depends on."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled and not args[0]:
-            return None
-        return func(*args, **(kwargs or {}))
 
 
 def call_model(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +189,7 @@ class Explainer:
     ``__init__`` after `model`.
     """
 
-    #: whether results depend on random numbers, so that ``seed=<int>`` matters
+    #: whether results depend on random numbers, so that ``random_seed`` matters
     random = False
     #: how several inputs are explained: ``"together"``, ``"apart"`` (each with the others held), or not at all
     several: str | None = None

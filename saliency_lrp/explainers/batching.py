@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-# Larger batches bring nothing on a CPU and only cost cache misses.
-_MOST = {"cpu": 16, "cuda": 256}
-_CPU_BUDGET = 1 << 30
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return _CPU_BUDGET
-    return min(free // 4, _CPU_BUDGET)
+from ..model.devices import free_bytes, most_samples
 
 
 @contextmanager
@@ -64,5 +51,5 @@ def samples_per_pass(model: nn.Module, x: Tensor, run: Callable[[Tensor], object
         run(x)
     sizes.append(x.numel() * x.element_size())
     per_sample = (3 * sum(sizes) if gradient else 6 * max(sizes)) / x.shape[0]
-    fitting = int(_free_bytes(x.device) / max(per_sample, 1))
-    return max(1, min(fitting, _MOST.get(x.device.type, 64)))
+    fitting = int(free_bytes(x.device) / max(per_sample, 1))
+    return max(1, min(fitting, most_samples(x.device)))

@@ -183,7 +183,7 @@ def class_activation(model: nn.Module, x: Tensor, question: Question, layer_path
     raise InputError("gradcam found no spatial features on which the score depends.")
 
 
-def positive_part(cam: Tensor) -> Tensor:
+def only_positive(cam: Tensor) -> Tensor:
     """What speaks for the class; for an item where nothing does, what speaks against it, negative."""
     nothing = cam.amax(tuple(range(1, cam.ndim)), keepdim=True) <= 0
     return torch.where(nothing, cam, cam.clamp_min(0))
@@ -232,4 +232,4 @@ class GradCam(Explainer):
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         cam = class_activation(self.model, x, question, self.layer_path)
-        return spread(positive_part(cam) if self.relu else cam, x)
+        return spread(only_positive(cam) if self.relu else cam, x)

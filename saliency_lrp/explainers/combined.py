@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Explainer, Question
-from .cam import class_activation, positive_part, spread
+from .cam import class_activation, only_positive, spread
 from .gradient import RandomExplainer, noise_scale
 from .lrp import LrpExplainer
 from .progress import progress
@@ -30,16 +30,16 @@ class SmoothLrp(RandomExplainer):
         Noisy copies.
     noise : float
         Standard deviation of the noise as a share of the input's range.
-    seed : int
+    random_seed : int
         Of the noise.
     """
 
     several = None
 
     def __init__(
-        self, model: nn.Module, composite: Any = "auto", samples: int = 16, noise: float = 0.1, seed: int = 0
+        self, model: nn.Module, composite: Any = "auto", samples: int = 16, noise: float = 0.1, random_seed: int = 0
     ) -> None:
-        super().__init__(model, seed)
+        super().__init__(model, random_seed)
         self.lrp = get("lrp", self.model, composite=composite)
         self.samples = samples
         self.noise = noise
@@ -67,7 +67,7 @@ class _TimesCam(Explainer):
         self.layer_path = layer_path
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
-        cam = positive_part(class_activation(self.model, x, question, self.layer_path)).abs()
+        cam = only_positive(class_activation(self.model, x, question, self.layer_path)).abs()
         label = question.label if callable(question.label) else question.target
         return self.other.explain(x, label) * spread(cam, x) * x.shape[1]
 

@@ -23,11 +23,11 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..functions import facts
-from ..functions.call import Call
 from ..functions.opened import opened
 from ..functions.recurrent import CellSite, LayersSite
-from ..functions.site import fill, iter_tensors
 from ..functions.steps import STEPS
+from ..sites.call import Call
+from ..sites.site import fill, iter_tensors
 from .base import Explainer, Question
 from .gradient import baseline_like
 from .registry import register_explainer
@@ -47,10 +47,6 @@ CURVED = ("quotient", "softmax", "log softmax", "soft maximum", "attention", "ga
 
 #: Kinds that hand values on as long as what decides where is the same on the baseline.
 SWITCHED = ("where", "masked_fill")
-#: Functions that let the values through which win a comparison: another one, perhaps, on the baseline.
-WINNERS = frozenset(
-    "max min amin aminmax topk sort msort kthvalue median nanmedian cummax cummin maximum minimum fmax fmin".split()
-)
 #: Kinds with one result of many values that no point on the line tells exactly.
 PRODUCTS = ("product of all", "running product", "product of many", "bilinear", "instance norm", "polar")
 
@@ -63,9 +59,9 @@ def _name(func: _Call) -> tuple[str, bool]:
     name = getattr(func, "__name__", "")
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
-        inplace = name.startswith("i") and name[1:] in ("mul", "div", "truediv", "matmul", "pow")
+        inplace = name.startswith("i") and name[1:] in facts.FACTOR_OPERATORS
         name = name[1:] if inplace else name
-        reverse = name.startswith("r") and name[1:] in ("mul", "truediv", "matmul", "pow", "div")
+        reverse = name.startswith("r") and name[1:] in facts.FACTOR_OPERATORS
         if reverse and name in ("rtruediv", "rdiv"):
             return "reciprocal", False  # of a number: no product with it
         name = name[1:] if reverse else name
@@ -178,7 +174,7 @@ def _rule(name: str, bound: _Bound) -> _Rule | None:
         return None
     if row.elementwise:
         return _pointwise if tensors == 1 and not bound.masks else _on_the_line
-    if row.maximum or name in WINNERS:
+    if row.maximum or row.winner:
         return _maximum
     if row.several is True and name not in PRODUCTS:
         return None
@@ -195,9 +191,9 @@ def by_element(name: str) -> bool:
     return bool(row.elementwise) or row.kind in ("product", "quotient") or name in SWITCHED
 
 
-def _normalised(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * torch.rsqrt(torch.square(centred).mean(dims, keepdim=True) + eps)
+def _normalized(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    centered = x - x.mean(dims, keepdim=True)
+    return centered * torch.rsqrt(torch.square(centered).mean(dims, keepdim=True) + eps)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -206,11 +202,11 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    return _affine(_normalised(x, list(range(-len(normalized_shape), 0)), eps), weight, bias)
+    return _affine(_normalized(x, list(range(-len(normalized_shape), 0)), eps), weight, bias)
 
 
 def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    groups = _normalised(x.reshape(len(x), num_groups, -1), [-1], eps).reshape(x.shape)
+    groups = _normalized(x.reshape(len(x), num_groups, -1), [-1], eps).reshape(x.shape)
     shape = (-1, *[1] * (x.ndim - 2))
     return _affine(groups, *(None if p is None else p.reshape(shape) for p in (weight, bias)))
 
@@ -233,8 +229,8 @@ def _instance_norm(
     if not use_input_stats:
         return torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     shape = (-1, *[1] * (x.ndim - 2))
-    normalised = _normalised(x.reshape(*x.shape[:2], -1), [-1], eps).reshape(x.shape)
-    return _affine(normalised, *(None if p is None else p.reshape(shape) for p in (weight, bias)))
+    normalized = _normalized(x.reshape(*x.shape[:2], -1), [-1], eps).reshape(x.shape)
+    return _affine(normalized, *(None if p is None else p.reshape(shape) for p in (weight, bias)))
 
 
 def _reset_linear(xh, r, weight, b_x, b_h):

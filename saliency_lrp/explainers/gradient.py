@@ -74,7 +74,9 @@ class _ReluRule(Explainer):
                 "this map is the plain gradient",
                 stacklevel=5,
             )
-        return trace.relevance(label, seed="one", retain=False)
+        R = trace.relevance(label, seed="one", retain=False)
+        trace.warn()  # what is not seen may hold a ReLU
+        return R
 
     def attribute_several(self, bundle: Bundle, label: Target) -> dict[int, Tensor]:
         from ..propagator import RelevancePropagator
@@ -85,6 +87,7 @@ class _ReluRule(Explainer):
         trace = RelevancePropagator(self.model, self.composite, constants=held).trace(*args, **kwargs)
         label = tuple(label) if isinstance(label, list) else label  # one class per item, not several maps
         maps = trace.relevance(label, seed="one", retain=False)
+        trace.warn()
         if len(bundle.explained) == 1:
             return {bundle.explained[0]: maps}
         return dict(zip(bundle.explained, maps.values() if isinstance(maps, dict) else maps, strict=True))
@@ -145,7 +148,7 @@ def baseline_like(x: Tensor, baseline: float | Tensor) -> Tensor:
 
 
 class RandomExplainer(Explainer):
-    """A method that draws random numbers: item by item, each from the same seed.
+    """A method that draws random numbers: item by item, each from the same ``random_seed``.
 
     So a batch of one and of many give the same maps, and the caller's generators are not touched.
     """
@@ -153,16 +156,16 @@ class RandomExplainer(Explainer):
     random = True
     several: str | None = "together"
 
-    def __init__(self, model: nn.Module, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, random_seed: int = 0) -> None:
         super().__init__(model)
-        self.seed = seed
+        self.random_seed = random_seed
 
     def attribute(self, x: Tensor, question: Question) -> Tensor:
         target = question.settle(x)
         batch = samples_per_pass(self.model, x[:1], question.of_item(0).forward, gradient=True)
         maps = []
         for i in range(len(x)):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.random_seed)
             maps.append(
                 self.attribute_one(
                     x[i : i + 1], question.of_item(i), None if target is None else target[i : i + 1], batch
@@ -191,12 +194,12 @@ class SmoothGrad(RandomExplainer):
         Noisy copies.
     noise : float
         Standard deviation of the noise as a share of the input's range.
-    seed : int
+    random_seed : int
         Of the noise.
     """
 
-    def __init__(self, model: nn.Module, samples: int = 25, noise: float = 0.15, seed: int = 0) -> None:
-        super().__init__(model, seed)
+    def __init__(self, model: nn.Module, samples: int = 25, noise: float = 0.15, random_seed: int = 0) -> None:
+        super().__init__(model, random_seed)
         self.samples = samples
         self.noise = noise
 
@@ -229,7 +232,7 @@ class ShapGradient(RandomExplainer):
         Standard deviation of the noise as a share of the input's range.
     baseline : float or Tensor
         Broadcast to the input.
-    seed : int
+    random_seed : int
         Of the random points.
     """
 
@@ -239,9 +242,9 @@ class ShapGradient(RandomExplainer):
         samples: int = 25,
         noise: float = 0.1,
         baseline: float | Tensor = 0.0,
-        seed: int = 0,
+        random_seed: int = 0,
     ) -> None:
-        super().__init__(model, seed)
+        super().__init__(model, random_seed)
         self.samples = samples
         self.noise = noise
         self.baseline = baseline
@@ -251,7 +254,7 @@ class ShapGradient(RandomExplainer):
         from captum.attr import GradientShap
 
         state = np.random.get_state()  # captum draws the points between from NumPy's global generator
-        np.random.seed(self.seed)
+        np.random.seed(self.random_seed)
         try:
             with progress(question.forward, self.samples, "shap_gradient") as forward:
                 return _in_chunks(

@@ -235,7 +235,7 @@ def superpixels(x: Tensor, segments: int) -> Tensor:
     return numbers[None, None].to(x.device)
 
 
-def mean_colours(x: Tensor, cells: Tensor) -> Tensor:
+def mean_colors(x: Tensor, cells: Tensor) -> Tensor:
     """`x` with every superpixel replaced by its mean colour."""
     index = cells.flatten()
     counts = torch.bincount(index).to(x.dtype)
@@ -257,14 +257,14 @@ class Lime(RandomExplainer):
         Random on/off patterns: each costs one forward pass.
     segments : int
         Superpixels to aim at.
-    seed : int
+    random_seed : int
         Of the patterns.
     """
 
     several = "apart"
 
-    def __init__(self, model: nn.Module, samples: int = 500, segments: int = 50, seed: int = 0) -> None:
-        super().__init__(model, seed)
+    def __init__(self, model: nn.Module, samples: int = 500, segments: int = 50, random_seed: int = 0) -> None:
+        super().__init__(model, random_seed)
         self.samples = samples
         self.segments = segments
 
@@ -278,7 +278,7 @@ class Lime(RandomExplainer):
         with torch.no_grad(), progress(question.forward, self.samples, "lime_imagenet") as forward:
             return Captum(forward, interpretable_model=SkLearnRidge(alpha=1e-3)).attribute(
                 x,
-                baselines=mean_colours(x, cells),
+                baselines=mean_colors(x, cells),
                 feature_mask=cells,
                 target=target,
                 n_samples=self.samples,

@@ -13,6 +13,9 @@ from . import registry
 #: options of the call itself, not of a method
 FRAME_OPTIONS = ("transform", "geometry", "class_names", "constants")
 
+#: options that may be given whatever the methods: where relevance starts, and where random numbers do
+SEEDS = ("seed", "random_seed")
+
 
 @dataclass
 class Plan:
@@ -27,7 +30,7 @@ def plan_methods(methods: Sequence[str], layer_path: Any, options: Mapping[str, 
     if not methods:
         raise InputError(f"no method was given: name one or more of {', '.join(registry.list_methods())}.")
     known = {method: registry.option_names(method) for method in methods}
-    everything = set().union(*known.values(), FRAME_OPTIONS, ("seed",))
+    everything = set().union(*known.values(), FRAME_OPTIONS, SEEDS)
     for name in frameless(options):
         if name not in everything:
             raise unknown_name(f"option of {', '.join(map(repr, methods))}", name, everything)
@@ -37,17 +40,14 @@ def plan_methods(methods: Sequence[str], layer_path: Any, options: Mapping[str, 
 def frameless(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options without those of the call itself: ``window=(low, high)`` is the picture's, a number is a method's."""
     windows = {"window"} if is_window(options.get("window")) else set()
-    return {name: value for name, value in options.items() if name not in FRAME_OPTIONS and name not in windows}
+    others = registry.with_random_seed(options).items()
+    return {name: value for name, value in others if name not in FRAME_OPTIONS and name not in windows}
 
 
 def options_for(method: str, layer_path: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that are for one method."""
     known = registry.option_names(method)
     chosen = {k: v for k, v in frameless(options).items() if k in known}
-    # An integer seed is for random numbers; any other kind is what LRP starts from at the output.
-    random = getattr(registry.find(method)[0], "random", False)
-    if "seed" in chosen and random != (isinstance(chosen["seed"], int)):
-        del chosen["seed"]
     if layer_path is not None and "layer_path" in known:
         chosen["layer_path"] = layer_path
     return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -84,6 +84,13 @@ def is_signed(name: str) -> bool:
     return bool(getattr(find(name)[0], "signed", True))
 
 
+def with_random_seed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in which ``seed`` is what LRP starts from: a number is the older name of ``random_seed``."""
+    if isinstance(options.get("seed"), int):
+        return {"random_seed": options["seed"], **{k: v for k, v in options.items() if k != "seed"}}
+    return dict(options)
+
+
 def get(name: str, model: nn.Module, **options: Any) -> Any:
     """Build the explainer `name` for `model`.
 
@@ -93,6 +100,7 @@ def get(name: str, model: nn.Module, **options: Any) -> Any:
         For a method or an option that does not exist, with the nearest one that does.
     """
     cls, fixed = find(name)
+    options = with_random_seed(options)
     for option in options:
         if option not in option_names(name):
             raise unknown_name(f"option of method {name!r}", option, option_names(name))

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sites.call import Call
+from ..sites.site import Site
+from ..sites.tag import BOUNDED, GATE, tag_of
 from . import by_hand
-from .call import BOUNDED, GATE, OUTPUT, Call, tag_of
 from .pointwise import ActivationSite
 from .registry import kind
-from .site import Site
 
 
 @kind("activation")
@@ -27,33 +28,19 @@ def activation(call: Call) -> Any:
         from .unknown import unknown
 
         return unknown(call)  # constant ** x and the like
-    tag = tag_of(x)
     curve = by_hand.clamped(call, x)
     if curve is not None:
         out, note = by_hand.spelled(call, x, curve, None)
         if out is not None:
             return out
-    before = behind_relu(call, tag)
-    if before is None and call.says("homogeneous") and call.says("zero_to_zero"):
-        out = call.as_is("activation", [x], activation_gate(call), call.nonnegative())
-        if out is not None:
-            return by_hand.may_be_normed(out if curve is None else note(out))
-    site = ActivationSite(call)
-    if before is not None:
-        before.result = None  # the ReLU's output will serve; an in-place one need not save what it writes over
-    out = call.node(site, gate=activation_gate(call), nonnegative=call.nonnegative())
-    if before is not None:
-        before.result, before.cut = out.detach(), True
-        call.interceptor.remember(before.result, before, OUTPUT)
+    with call.interceptor.form.rectifying(call) as made:
+        out = None
+        if call.says("homogeneous") and call.says("zero_to_zero"):
+            out = call.as_is("activation", [x], activation_gate(call), call.nonnegative())
+        if out is None:
+            out = call.node(ActivationSite(call), gate=activation_gate(call), nonnegative=call.nonnegative())
+        made.append(out)
     return by_hand.may_be_normed(out if curve is None else note(out))
-
-
-def behind_relu(call: Call, tag: Any) -> Site | None:
-    """The site whose output goes into this ReLU and nowhere else, if it can do with what the ReLU leaves of it."""
-    if call.name != "relu" or tag is None or tag.readers != 1 or tag.site is None:
-        return None
-    site = tag.site
-    return site if site.rectifiable and not site.superseded and not call.binding.needs_preactivation else None
 
 
 def activation_gate(call: Call) -> int:

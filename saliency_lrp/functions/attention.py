@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rules.arithmetic import divide, working
-from .call import Call
+from ..sites.call import Call
+from ..sites.site import Site
 from .registry import kind
-from .site import Site
 
 
 class AttentionSite(Site):

@@ -19,13 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.devices import knows_cheaply
 from ..rules.arithmetic import working
+from ..sites.batch_norm import Affine
+from ..sites.call import Call
+from ..sites.linear import Diagonal, LinearSite, linear_node
+from ..sites.site import Slot
+from ..sites.tag import GATE, Tag, tag_of
 from ..values import of_the_example
 from . import facts
-from .call import GATE, Call, Slot, Tag, tag_of
 from .facts import number
 from .layers import LayerBefore, copied_back, fold, layer_before
-from .linear import Affine, Diagonal, LinearSite, linear_node
 from .pointwise import ActivationSite
 
 # ------------------------------------------------------------------------------------------------ hard sigmoids
@@ -142,7 +146,7 @@ def number_of(constant: Any) -> float | None:
     value = number(constant)
     if value is not None or not isinstance(constant, Tensor) or constant.is_complex() or not constant.numel():
         return value
-    if constant.device.type != "cpu" or constant.dtype is torch.bool:  # a GPU would have to be waited for
+    if not knows_cheaply(constant) or constant.dtype is torch.bool:  # a GPU would have to be waited for
         return None
     with of_the_example():
         first = constant.detach().reshape(-1)[0]
@@ -178,23 +182,17 @@ def from_above(limit: float | None) -> tuple[float, float | None]:
     return -math.inf, limit
 
 
-#: Functions that take the larger or the smaller of two, one of which may be a number: between what they hold values.
-LIMITS: dict[str, Callable[[float | None], tuple[float | None, float | None]]] = {
-    "maximum": from_below,
-    "fmax": from_below,
-    "max": from_below,
-    "minimum": from_above,
-    "fmin": from_above,
-    "min": from_above,
-}
+#: From where a function holds values by a number -> between which it holds them.
+LIMITS = {"below": from_below, "above": from_above}
 
 
 def clamped(call: Call, x: Tensor) -> Curve | None:
     """The curve of a call that holds values between numbers; None for any other, and where it can become no gate."""
-    if call.name in LIMITS:
+    if call.facts.limit:
         other = call.arg(1, "other") if x is call.arg(0, "input") else call.arg(0, "input")
-        low, high = LIMITS[call.name](number_of(other) if isinstance(other, Tensor) else None)  # a number is an axis
-    elif call.name in facts.CLAMPS or (call.name == "threshold" and call.says("rectifier")):
+        limit = number_of(other) if isinstance(other, Tensor) else None  # a plain number is an axis
+        low, high = LIMITS[call.facts.limit](limit)
+    elif call.name in facts.CLAMPS or call.says("rectifier"):
         low, high = facts.bounds(call)
     else:
         return None

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import Call
-from .linear import GenericLinear, linear_node
-from .products import MatmulSite, axes_of_others, bilinear_map, constants_axis, gates_of
+from ..sites.call import Call
+from ..sites.linear import linear_node
+from ..sites.site import as_reals, iter_tensors
+from .any_linear import GenericLinear
+from .matmul import MatmulSite, axes_of_others, bilinear_map, constants_axis
+from .products import gates_of
 from .registry import kind
 from .routing import routing
-from .site import as_reals, iter_tensors
 from .steps import in_steps
 from .sums import CompleteSum
 from .unknown import unknown

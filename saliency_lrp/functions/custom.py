@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..rules import Gradient
-from .site import Site
+from ..sites.site import Site
 
 #: torch's own, which hand every tensor on as it is: full backward hooks of modules.
 IDENTITIES = frozenset({"BackwardHookFunction"})
@@ -30,7 +30,7 @@ class CustomSite(Site):
         self.op, self.path, self.module, self.binding = name, path, module, binding
         self.index, self.rank, self.depth, self.arity = -1, -1, -1, 1
         self.is_output = self.superseded = False
-        self.parents, self.gates = (), frozenset()
+        self.gates = frozenset()
 
 
 def keeps_shape(node: Any) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import PLAIN, Tag
-from .site import Site, as_reals, from_reals
+from ..sites.site import Site, as_reals, from_reals
+from ..sites.tag import PLAIN, Tag
 
 
 class DecomposedSite(Site):
@@ -19,8 +19,6 @@ class DecomposedSite(Site):
     interception on, so that its steps become sites (bound to rules like any other), and sends the relevance of all
     outputs through them.
     """
-
-    keeps_output = False
 
     #: of each operand, where it is known: how much it looks like a gate, and whether it is never negative
     looks: Sequence[tuple[int, bool]] = ()
@@ -61,14 +59,17 @@ class DecomposedSite(Site):
         """Vector-Jacobian product, one tensor per activation."""
         pairs = [
             (out, from_reals(r) if out.is_complex() else r)
-            for out, r in zip(_as_tuple(outputs), _as_tuple(R), strict=True)
+            for out, r in zip(as_tuple(outputs), as_tuple(R), strict=True)
             if r is not None and out.requires_grad
         ]
-        found: list[Tensor | None] = [None] * self.arity
         if not pairs:
-            return tuple(found)
+            return (None,) * self.arity
         outs, seeds = zip(*pairs, strict=True)
-        values = torch.autograd.grad(outs, leaves, seeds, allow_unused=True)
+        return self.per_activation(torch.autograd.grad(outs, leaves, seeds, allow_unused=True))
+
+    def per_activation(self, values: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """What the operands get, as what the activations get: one may be several operands, or constants none."""
+        found: list[Tensor | None] = [None] * self.arity
         for k, value in zip(self.active_operands(), values, strict=True):
             if k is not None and value is not None:
                 value = as_reals(value)
@@ -77,5 +78,6 @@ class DecomposedSite(Site):
         return tuple(found)
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One value as a tuple of one."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)

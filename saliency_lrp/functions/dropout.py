@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import Call
+from ..sites.call import Call
+from ..sites.site import Site
 from .pointwise import ActivationSite
 from .products import ScaleSite
 from .registry import kind
-from .site import Site
 from .sums import SumSite
 
 
@@ -40,8 +40,6 @@ class DropoutSite(ScaleSite):
 class ShiftedDropoutSite(SumSite):
     """``x · factor + shift``: what alpha dropout writes in place of dropped values acts as a bias."""
 
-    reruns = False
-
     def __init__(self, call: Call, factor: Tensor) -> None:
         super().__init__(call)
         self.factor = factor
@@ -60,7 +58,6 @@ class RandomSlopes(ActivationSite):
 
     def __init__(self, call: Call, factor: Tensor) -> None:
         super().__init__(call)
-        self.cheap = False
         self.factor = factor
 
     def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:

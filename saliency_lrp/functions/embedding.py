@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .call import Call
+from ..sites.call import Call
 from .registry import kind
 from .steps import in_steps
 from .sums import CompleteSum

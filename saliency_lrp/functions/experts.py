@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import Call
-from .linear import GenericLinear, dynamic_weight, linear_node
+from ..sites.call import Call
+from ..sites.linear import linear_node
+from .any_linear import GenericLinear, dynamic_weight
 from .registry import kind
 from .unknown import unknown
 

@@ -2,7 +2,8 @@
 
 A row says which **kind** a function is of, which is how it hands relevance back (see ``README.md``), and what it
 **claims**. A claim holds for every call, or is a predicate that looks at the call's arguments. Everything that is
-claimed here is tried on the samples of PyTorch's own operator database and on random inputs (``tests/test_facts.py``).
+claimed here is tried on the samples of PyTorch's own operator database and on random inputs
+(``tests/unit/functions/test_facts.py``).
 
 ============== ====================================================================================================
 claim          what holds for the function ``f`` of the activations among its arguments (numbers stay as they are)
@@ -14,112 +15,40 @@ never_negative ``f(a) ≥ 0`` wherever it is defined
 keeps_sign     ``f(a) ≥ 0`` where all tensors that it reads are ≥ 0
 average        the weights of a sum are the same, or add up to one, for every output
 pooling        it runs over windows of an image, a series or a volume
-from_output    whether a value was let through can be told from the output (so that the input need not be kept)
 rectifier      it is ``max(a, 0)``, or that with a bound above
+winner         the values that win a comparison are let through, which may be others where others are compared
 maximum        the largest value of each window, group or axis is let through
 matrix_product ``a @ b`` of its first two arguments
 several        it returns more than one tensor
 views          the results are several views of one tensor
 diagonal       the values stand on the diagonal of a matrix (the last two axes) of zeros
+replaces       nothing is left of what the first operand was
 random         it draws random numbers
+statistic      relevance seldom passes it: it is a step of a statistic, or its result a gate
 ============== ====================================================================================================
 
-Two columns are choices of this package rather than properties: ``gate`` says how much a result looks like a factor that
-weighs signals (``GATE``), like a bounded value that becomes one when a constant is added (``BOUNDED``), or as its input
-does (``AS_INPUT``; what is not said looks ``PLAIN``); ``shape_only`` names operands whose shape or dtype counts and
-whose values do not.
+Some columns are choices of this package rather than properties: ``statistic``; and ``gate``, which says how much a
+result looks like a factor that weighs signals (``GATE``), like a bounded value that becomes one when a constant is
+added (``BOUNDED``), or as its input does (``AS_INPUT``; what is not said looks ``PLAIN``). Others are about arguments:
+``shape_only`` names operands whose shape or dtype counts and whose values do not, ``signs`` says with which sign each
+operand of an addition counts, ``factors`` how the operands of a product are called, and ``limit`` that a function holds
+values by others from ``"below"`` or ``"above"``. Tables of what else is known by name are at the end.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
+from ..model.devices import knows_cheaply
+from ..sites.call import Call
+from ..sites.facts import NOTHING, TABLE, Facts, names, of, rows
+from ..sites.tag import AS_INPUT, BOUNDED, GATE, PLAIN
 
-if TYPE_CHECKING:
-    from .call import Call
-
-#: How much a tensor looks like a gate: 0 a plain activation, 1 bounded (tanh, erf), 2 a gate (sigmoid, softmax, rsqrt).
-PLAIN, BOUNDED, GATE = 0, 1, 2
-#: As much as the least gate-like of its inputs.
-AS_INPUT = -1
-
-Claim = bool | Callable[["Call"], bool]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What one torch function does; the columns are explained at the top of this file."""
-
-    kind: str | Callable[[Call], str]
-    elementwise: Claim = False
-    homogeneous: Claim = False
-    zero_to_zero: Claim = False
-    never_negative: Claim = False
-    keeps_sign: Claim = False
-    average: Claim = False
-    pooling: Claim = False
-    from_output: Claim = False
-    rectifier: Claim = False
-    maximum: Claim = False
-    matrix_product: Claim = False
-    several: Claim = False
-    views: Claim = False
-    diagonal: Claim = False
-    random: Claim = False
-    gate: int | Callable[[Call], int] = PLAIN
-    shape_only: tuple[tuple[int, str], ...] = ()
-
-    def says(self, claim: str, call: Call) -> bool:
-        """Whether a claim holds for a call."""
-        value = getattr(self, claim)
-        return value(call) if callable(value) else value
-
-    def gate_of(self, call: Call) -> int:
-        """The gate level of the result, ``AS_INPUT`` not yet looked up."""
-        return self.gate(call) if callable(self.gate) else self.gate
-
-    def kind_of(self, call: Call) -> str:
-        """The kind of a call."""
-        return self.kind(call) if callable(self.kind) else self.kind
-
-
-#: Canonical name of a torch function, or a function object that was registered, -> its row.
-TABLE: dict[str | Callable[..., Any], Facts] = {}
-
-#: What a function that is in no row claims: nothing.
-NOTHING = Facts("unknown")
-
-
-def rows(kind: str | Callable[[Call], str], names: str, claims: str = "", **more: Any) -> None:
-    """Add a row for each of ``names``: its kind, claims that always hold, and others by keyword."""
-    always: dict[str, Any] = dict.fromkeys(claims.split(), True)
-    facts = Facts(kind, **always, **more)
-    for name in names.split():
-        if name in TABLE:
-            raise InputError(f"{name!r} has a row in the table of torch functions already: {TABLE[name]}")
-        TABLE[name] = facts
-
-
-def of(func: Callable[..., Any], name: str) -> Facts:
-    """The row of a function, by itself or by its canonical name."""
-    return TABLE.get(func) or TABLE.get(name) or NOTHING
-
-
-def names(kind: str) -> list[str]:
-    """Names of the functions that are always of a kind."""
-    return [name for name, facts in TABLE.items() if facts.kind == kind and isinstance(name, str)]
-
-
-def having(claim: str) -> frozenset[str]:
-    """Names of the functions whose row makes a claim, of some calls at least."""
-    return frozenset(name for name, facts in TABLE.items() if getattr(facts, claim) and isinstance(name, str))
-
+__all__ = ["AS_INPUT", "BOUNDED", "GATE", "NOTHING", "PLAIN", "TABLE", "Facts", "names", "of", "rows"]
 
 # ------------------------------------------------------------------------------------------------ claims of a call
 
@@ -127,7 +56,7 @@ def having(claim: str) -> frozenset[str]:
 def number(value: Any) -> float | None:
     """A plain number, also as a tensor without axes on the CPU; None for what is not one, or not known for free."""
     if isinstance(value, Tensor):
-        known = value.dim() == 0 and value.device.type == "cpu" and not value.requires_grad and not value.is_complex()
+        known = value.dim() == 0 and knows_cheaply(value) and not value.requires_grad and not value.is_complex()
         return float(value) if known and not value.is_meta else None
     return float(value) if isinstance(value, int | float) else None
 
@@ -281,8 +210,8 @@ MOVES = "homogeneous zero_to_zero keeps_sign"
 
 # ------------------------------------------------------------------------------------------------ activations
 
-rows("activation", "relu", "elementwise homogeneous zero_to_zero never_negative from_output rectifier")
-rows("activation", "relu6", "elementwise zero_to_zero never_negative from_output rectifier")
+rows("activation", "relu", "elementwise homogeneous zero_to_zero never_negative rectifier")
+rows("activation", "relu6", "elementwise zero_to_zero never_negative rectifier")
 rows("activation", "leaky_relu", "elementwise homogeneous zero_to_zero keeps_sign")
 rows("activation", "prelu", "elementwise zero_to_zero keeps_sign", homogeneous=has_constant(1, "weight"))
 rows(
@@ -321,30 +250,31 @@ rows(
     keeps_sign=lambda call: threshold(call)[1] >= 0,
     rectifier=lambda call: threshold(call) == (0, 0),
 )
-rows("activation", "sigmoid expit hardsigmoid exp exp2", "elementwise never_negative", gate=GATE)
-rows("activation", "rsqrt", "elementwise never_negative", gate=GATE)
-rows("activation", "reciprocal", "elementwise keeps_sign", gate=GATE)
+rows("activation", "sigmoid expit hardsigmoid exp exp2 rsqrt", "elementwise never_negative statistic", gate=GATE)
+rows("activation", "reciprocal", "elementwise keeps_sign statistic", gate=GATE)
 rows("activation", "tanh erf", "elementwise zero_to_zero keeps_sign", gate=BOUNDED)
 rows("activation", "erfc", "elementwise never_negative", gate=BOUNDED)
 rows("activation", "softplus cosh acosh acos", "elementwise never_negative")
-rows("activation", "square", "elementwise zero_to_zero never_negative", gate=AS_INPUT)
+rows("activation", "square sqrt", "elementwise zero_to_zero never_negative statistic", gate=AS_INPUT)
 rows(
     of_complex_numbers("activation"),
     "abs absolute",
     "elementwise homogeneous zero_to_zero never_negative",
     gate=AS_INPUT,
 )
-rows("activation", "sqrt", "elementwise zero_to_zero never_negative", gate=AS_INPUT)
 rows(of_complex_numbers("activation"), "neg negative", "elementwise homogeneous zero_to_zero", gate=AS_INPUT)
 rows("activation", "deg2rad rad2deg", "elementwise homogeneous zero_to_zero keeps_sign")
-rows("activation", "expm1 log1p sinh asinh atan arctan asin atanh erfinv frac", "elementwise zero_to_zero keeps_sign")
-rows("activation", "sin tan", "elementwise zero_to_zero")
+rows("activation", "log1p", "elementwise zero_to_zero keeps_sign statistic")
+rows("activation", "expm1 sinh asinh atan arctan asin atanh erfinv frac", "elementwise zero_to_zero keeps_sign")
+rows("activation", "sin", "elementwise zero_to_zero statistic")
+rows("activation", "tan", "elementwise zero_to_zero")
 rows("activation", "logsigmoid log_sigmoid", "elementwise", gate=GATE)
-rows("activation", "log log2 log10 logit cos sinc", "elementwise")
+rows("activation", "log log2 log10 cos", "elementwise statistic")
+rows("activation", "logit sinc", "elementwise")
 rows(
     "activation",
     "pow float_power __pow__",
-    "elementwise",
+    "elementwise statistic",
     zero_to_zero=positive_power,
     never_negative=lambda call: is_even(exponent(call)),
     keeps_sign=lambda call: exponent(call) is not None,
@@ -353,7 +283,9 @@ rows(
 
 # ------------------------------------------------------------------------------------------------ sums
 
-rows("addition", "add __radd__ sub subtract rsub __rsub__", "homogeneous")
+rows("addition", "add __radd__", "homogeneous")
+rows("addition", "sub subtract", "homogeneous", signs=(1.0, -1.0))
+rows("addition", "rsub __rsub__", "homogeneous", signs=(-1.0, 1.0))
 rows("sum", "sum mean cumsum", "homogeneous zero_to_zero keeps_sign average", gate=AS_INPUT)
 rows("sum", "avg_pool1d avg_pool2d avg_pool3d", "homogeneous zero_to_zero keeps_sign average pooling", gate=AS_INPUT)
 rows(
@@ -429,12 +361,17 @@ rows("polar", "polar")
 # ------------------------------------------------------------------------------------------------ products and layers
 
 rows("product", "mul multiply __rmul__", "zero_to_zero keeps_sign")
-rows("quotient", "div divide true_divide __rdiv__ __rtruediv__")
+rows("quotient", "div divide true_divide __rdiv__ __rtruediv__", "statistic")
 rows("matrix product", "matmul mm bmm linalg_matmul", "zero_to_zero keeps_sign matrix_product")
 rows("matrix product", "__rmatmul__ mv dot inner tensordot outer ger kron", "zero_to_zero keeps_sign")
+rows("matrix product", "_sparse_mm", "zero_to_zero keeps_sign matrix_product")
+rows("matrix product", "smm hspmm", "zero_to_zero keeps_sign")
 rows("matrix product", "vdot linalg_vecdot cross linalg_cross", "zero_to_zero")
 rows("einsum", "einsum", "zero_to_zero")
-rows("added matrix product", "baddbmm addbmm addmm addmv addr", "zero_to_zero")
+rows("added matrix product", "baddbmm addbmm", "zero_to_zero", factors=("batch1", "batch2"))
+rows("added matrix product", "addmm _sparse_addmm", "zero_to_zero", factors=("mat1", "mat2"))
+rows("added matrix product", "addmv", "zero_to_zero", factors=("mat", "vec"))
+rows("added matrix product", "addr", "zero_to_zero", factors=("vec1", "vec2"))
 rows("bilinear", "bilinear")
 rows("experts", "grouped_mm _grouped_mm grouped_mm_fallback")
 rows("product of all", "prod", "zero_to_zero keeps_sign")
@@ -456,12 +393,12 @@ rows("log softmax", "log_softmax")
 rows("attention", "scaled_dot_product_attention", "zero_to_zero")
 rows("recurrent layers", "lstm gru rnn_tanh rnn_relu")
 rows("recurrent cell", "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
-rows("added quotient", "addcdiv")
 rows(
     "steps",
     "cosine_similarity pairwise_distance cdist linalg_multi_dot var std",
 )
 rows("steps", "var_mean std_mean", "several")
+rows("added quotient", "addcdiv")
 #: Written in Python: their own code runs, with interception inside.
 rows(
     "opened",
@@ -492,7 +429,8 @@ rows("routing", "unsafe_split unsafe_chunk block_diag cartesian_prod", MOVES, ga
 rows("routing", "__getitem__ select narrow index index_select gather take", MOVES, gate=AS_INPUT)
 rows("routing", "take_along_dim masked_select", MOVES, gate=AS_INPUT)
 rows("placing", "index_copy", MOVES, gate=AS_INPUT)
-rows("routing", "masked_scatter slice_scatter select_scatter copy", MOVES, gate=AS_INPUT)
+rows("routing", "copy", MOVES + " replaces", gate=AS_INPUT)
+rows("routing", "masked_scatter slice_scatter select_scatter", MOVES, gate=AS_INPUT)
 rows("routing", "diagonal_scatter zero tril triu diagonal", MOVES, gate=AS_INPUT)
 rows("routing", "diag diagflat", MOVES, diagonal=makes_a_matrix, gate=AS_INPUT)
 rows("routing", "diag_embed", MOVES, diagonal=on_the_main_diagonal, gate=AS_INPUT)
@@ -532,9 +470,11 @@ rows(
     random=lambda call: call.kwargs.get("_random_samples") is None,
 )
 rows("routing", "max_unpool1d max_unpool2d max_unpool3d", MOVES, gate=AS_INPUT)
-rows("routing", "amin aminmax topk sort msort kthvalue median nanmedian mode", MOVES, gate=AS_INPUT)
-rows("routing", "cummax cummin", MOVES, gate=AS_INPUT)
-rows("routing", "max min maximum minimum fmax fmin", "keeps_sign", gate=AS_INPUT)  # perhaps against a constant
+rows("routing", "amin aminmax topk sort msort kthvalue median nanmedian", MOVES + " winner", gate=AS_INPUT)
+rows("routing", "cummax cummin", MOVES + " winner", gate=AS_INPUT)
+rows("routing", "mode", MOVES, gate=AS_INPUT)
+rows("routing", "max maximum fmax", "keeps_sign winner", gate=AS_INPUT, limit="below")  # perhaps by a constant
+rows("routing", "min minimum fmin", "keeps_sign winner", gate=AS_INPUT, limit="above")
 # a soft winner takes all: its gradient is a softmax, which sums to one
 rows("soft maximum", "logsumexp")
 # a mask, and a constant that makes up for it; nothing where it is off
@@ -562,3 +502,87 @@ rows("constant", "rand randn randint randperm normal uniform exponential cauchy 
 
 #: Functions that hold values between bounds.
 CLAMPS = frozenset(name for name, row in TABLE.items() if row.rectifier and name != "threshold")
+
+# ------------------------------------------------------------------------------------------------ integers
+
+#: How the integers of a trail pass a function (``engine/ids.py``), by the kind of function ...
+WAYS_OF_KINDS = {
+    **dict.fromkeys(("routing", "routing one by one", "transpose"), "moved"),
+    **dict.fromkeys(("addition", "product", "quotient"), "by element"),
+    "constant": "places",
+}
+#: ... and of functions by name where that is no answer; ``"lost"`` where they cannot be followed.
+WAYS: dict[str, str] = {
+    name: way
+    for way, names_of_it in {
+        "moved": "scatter scatter_add index_put",
+        "by element": "floor_divide __rfloordiv__ remainder __rmod__ fmod pow __rpow__ clamp clamp_min clamp_max clip "
+        "abs absolute neg negative bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift "
+        "bitwise_right_shift __and__ __or__ __xor__ __lshift__ __rshift__ __rand__ __ror__ __rxor__ maximum "
+        "minimum square bucketize searchsorted floor ceil round trunc nan_to_num",
+        "cast": "to type type_as long int short char byte float double half bfloat16 bool tensor as_tensor asarray",
+        "same": "detach data.get alias real.get",
+        "places": "zeros ones empty full eye arange isin shape requires_grad_ __ne__ __lt__ __le__ __gt__ __ge__",
+        "python": "tolist item numpy __int__ __index__ __float__ __array__ __complex__",
+        "reduced": "sum amax max any",
+        "ordered": "sort topk kthvalue mode median cummax cummin",
+        "looked up": "embedding",
+        "bag": "embedding_bag",
+        "one hot": "one_hot",
+        "compared": "eq __eq__",
+        "counted": "bincount",
+        "walked": "__iter__",
+        "lost": "as_strided unique histc fix im2col max_unpool1d max_unpool2d max_unpool3d",
+    }.items()
+    for name in names_of_it.split()
+}
+
+
+def way_of_integers(name: str) -> str:
+    """How integers pass a function."""
+    row = TABLE.get(name, NOTHING)
+    if name in WAYS or callable(row.kind) or row.maximum or row.winner:
+        return WAYS.get(name, "lost")
+    return WAYS_OF_KINDS.get(row.kind, "lost")
+
+
+#: Which arguments hold what a function moves, by position; () for all; the first where nothing is said.
+MOVED_ARGUMENTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys("cat concat concatenate stack hstack vstack dstack row_stack column_stack".split(), (0,)),
+    **dict.fromkeys("meshgrid cartesian_prod block_diag pad_sequence broadcast_tensors where".split(), ()),
+    **dict.fromkeys("__setitem__ index_put masked_scatter masked_fill".split(), (0, 2)),
+    **dict.fromkeys("scatter index_copy scatter_add scatter_reduce index_add index_fill".split(), (0, 3)),
+    **dict.fromkeys("copy slice_scatter select_scatter diagonal_scatter".split(), (0, 1)),
+}
+#: Functions whose integers, beside activations, are numbers like them.
+MIXED = frozenset(
+    "add sub subtract rsub mul multiply div divide true_divide cat concat concatenate stack hstack vstack dstack where "
+    "__radd__ __rsub__ __rmul__ __rtruediv__ __setitem__ copy maximum minimum".split()
+)
+#: Functions that cast or round: what an activation becomes by them may be ids.
+CASTS = frozenset("long int short char byte to type type_as round floor ceil trunc fix".split())
+#: What asks for shapes and the like, of activations as of integers.
+SHAPES = frozenset(
+    "size dim numel stride storage_offset data_ptr element_size get_device is_contiguous nelement ndimension __len__ "
+    "is_floating_point is_complex is_same_size _is_view untyped_storage".split()
+)
+
+# ------------------------------------------------------------------------------------------------ more by name
+
+#: Functions that take values out of the graph -> how a model writes them.
+LEAVES_GRAPH = {
+    **{name: f"{name}()" for name in ("detach", "numpy", "tolist", "item")},
+    **{"data.get": ".data", "__array__": "numpy()", "__float__": "float()", "__complex__": "complex()"},
+}
+#: What would have something run, or be kept, when relevance reaches a tensor.
+HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
+#: Operators that multiply or divide: they are also spelled in place (``__imul__``) and from the right (``__rmul__``).
+FACTOR_OPERATORS = frozenset("mul div truediv matmul pow".split())
+#: Functions that can spell a ReLU, beside those whose row says that they are one ...
+SPELLS_RELU = frozenset(
+    "maximum fmax max minimum fmin where mul multiply __rmul__ div divide true_divide add __radd__ sub subtract rsub "
+    "__rsub__ neg negative masked_fill __setitem__ index_put clamp clip clamp_min leaky_relu prelu threshold "
+    "hardtanh heaviside copysign lerp addcmul amax amin stack".split()
+)
+#: ... and those that can be a step on the way to one.
+STEP_TO_RELU = SPELLS_RELU | {"abs", "absolute", "sign", "sgn"}

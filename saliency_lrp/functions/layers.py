@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sites.batch_norm import Affine, along
+from ..sites.call import Call
+from ..sites.linear import LinearSite, folded, linear_node, with_bias
+from ..sites.site import Slot
+from ..sites.tag import Tag, tag_of
 from ..values import of_the_example
-from .call import Call, Slot, Tag, tag_of
-from .linear import Affine, LinearSite, along, folded, linear_node, with_bias
 
 
 @dataclass(frozen=True)

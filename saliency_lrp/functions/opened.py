@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-from .call import Call
+from ..sites.call import Call
 from .registry import kind
 
 #: What such functions ask before they hand the call over to an interceptor.

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..sites.call import Call
 from .by_hand import may_be_normed
-from .call import Call
 from .registry import kind
 from .routing import moved
 from .sums import CompleteSum

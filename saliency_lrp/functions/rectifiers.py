@@ -13,16 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sites.call import Call
+from ..sites.tag import tag_of
 from ..values import of_the_example
 from .activations import activation
-from .call import Call, tag_of
-
-#: Functions that can spell a ReLU, beside those whose row of facts says that they are one.
-SPELLINGS = frozenset(
-    "maximum fmax max minimum fmin where mul multiply __rmul__ div divide true_divide add __radd__ sub subtract rsub "
-    "__rsub__ neg negative masked_fill __setitem__ index_put clamp clip clamp_min leaky_relu prelu threshold "
-    "hardtanh heaviside copysign lerp addcmul amax amin stack".split()
-)
+from .facts import SPELLS_RELU, STEP_TO_RELU
 
 #: Where a tensor keeps what it was made of.
 MADE_OF = "_saliency_lrp_made_of"
@@ -33,7 +28,7 @@ LONGEST = 3
 
 def rectified(call: Call) -> Any:
     """The result of a call that spells a ReLU, as a site of one; None for any other call."""
-    if call.name not in SPELLINGS or call.says("rectifier"):
+    if call.name not in SPELLS_RELU or call.says("rectifier"):
         return None
     with of_the_example():
         found = what_is_rectified(call)
@@ -55,9 +50,8 @@ def what_is_rectified(call: Call) -> tuple[Tensor, Tensor] | None:
 
 def remember_sources(call: Call, out: Any) -> None:
     """Note what a result was made of, in case the next call makes a ReLU of it."""
-    if call.name in SPELLINGS or call.name in ("abs", "absolute", "sign", "sgn"):
-        if isinstance(out, Tensor) and not call.inplace and not call.says("rectifier"):
-            setattr(out, MADE_OF, tuple(call.activations))
+    if call.name in STEP_TO_RELU and isinstance(out, Tensor) and not call.inplace and not call.says("rectifier"):
+        setattr(out, MADE_OF, tuple(call.activations))
 
 
 def sources(call: Call, left: int = LONGEST) -> Iterator[Tensor]:
@@ -93,7 +87,7 @@ def zeros_below(call: Call, x: Tensor) -> bool:
     masks = [v for v in others if isinstance(v, Tensor) and v.dtype == torch.bool and v.shape == x.shape]
     if masks:
         return all(torch.equal(m, x > 0) or torch.equal(m, x <= 0) for m in masks)
-    if call.name in ("maximum", "fmax", "max"):
+    if call.facts.limit == "below":
         return any(isinstance(v, Tensor) and not bool(v.any()) for v in others)
     if call.name in ("leaky_relu", "prelu"):
         slope = call.arg(1, "negative_slope" if call.name == "leaky_relu" else "weight", 0.01)

@@ -26,11 +26,14 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..rules.arithmetic import working
-from .call import Call
-from .decomposed import DecomposedSite
-from .linear import Dense, linear_node
+from ..sites.call import Call
+from ..sites.linear import linear_node
+from ..sites.site import Slot, fill
+from ..sites.tag import Tag
+from .decomposed import DecomposedSite, as_tuple
+from .dense import Dense
+from .over_time import FLOWS, Flow, StateRelevance, StepRules, Steps, relevance_over_time, step_rules
 from .registry import handles, kind
-from .site import Slot, fill
 from .sums import AddSite
 
 # ------------------------------------------------------------------------------------------------ steps of a cell
@@ -58,6 +61,15 @@ class Weights(NamedTuple):
     def size(self) -> int:
         """The hidden size d."""
         return (self.w_hh if self.w_hr is None else self.w_hr).shape[1]
+
+    def working(self) -> Weights:
+        """The weights in a dtype that relevance can be computed in."""
+        return Weights(*(None if w is None else working(w) for w in self))  # type: ignore[arg-type]
+
+    def no_rows(self, function: str) -> list[Tensor]:
+        """An input and states without rows."""
+        sizes = [self.w_ih.shape[1], self.w_hh.shape[1], *([self.size] if function == "lstm" else [])]
+        return [self.w_ih.new_zeros(0, size) for size in sizes]
 
 
 State = tuple[Tensor, ...]
@@ -191,9 +203,17 @@ class RecurrentSite(DecomposedSite):
     """A call of a recurrent function; its operands are the input and the initial states, constant or not."""
 
     kind = "recurrent"
+    takes_several = True
+
+    #: the weights of each layer and direction
+    weights: list[Weights]
+    #: how many axes each output has
+    output_dims: tuple[int, ...]
 
     def __init__(self, call: Call, operands: Sequence[Tensor]) -> None:
         super().__init__(call)
+        #: the name of the torch function without what says that it is one step
+        self.function = self.op.removesuffix("_cell")
         self.operands = [
             next((Slot(k) for k, a in enumerate(call.activations) if a is t), None) or t.detach() for t in operands
         ]
@@ -203,6 +223,44 @@ class RecurrentSite(DecomposedSite):
 
     def active_operands(self) -> list[int | None]:
         return [t.index if isinstance(t, Slot) else None for t in self.operands]
+
+    def through_steps(self, R: Any) -> tuple[Tensor | None, ...]:
+        """All steps at once where their rules can be batched over time; else one by one, and map by map."""
+        given = as_tuple(R)
+        several = any(r is not None and r.dim() > dim for r, dim in zip(given, self.output_dims, strict=True))
+        rules = self.batched_rules()
+        if rules is not None:
+            return self.per_activation(self.over_time(rules, given))
+        if not several:
+            return super().through_steps(R)
+        maps = range(next(len(r) for r in given if r is not None))
+        found = [super(RecurrentSite, self).through_steps(tuple(r if r is None else r[k] for r in given)) for k in maps]
+        return tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*found, strict=True))  # type: ignore[arg-type]
+
+    def batched_rules(self) -> StepRules | None:
+        """What a step's sites ask, found by one step of no rows with interception on; None where rules need each."""
+        binding = self.binding
+        if binding.account is not None or binding.parameters is not None or self.inputs[0].dim() < 2:
+            return None
+        interceptor = binding.intercept(self)
+        with torch.inference_mode(False), torch.enable_grad():
+            x, *state = (
+                interceptor.tag(t.requires_grad_(True).clone(), Tag(interceptor.token))
+                for t in self.weights[0].no_rows(self.function)
+            )
+            with interceptor:
+                STEPS[self.function](self.weights[0])(x, tuple(state))
+        return step_rules(interceptor.sites, binding.rule_for)
+
+    def over_time(self, rules: StepRules, given: Sequence[Tensor | None]) -> list[Tensor]:
+        """Relevance of every operand from that of the outputs, all steps at once."""
+        raise NotImplementedError
+
+    def arrived(self, given: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Relevance of every output, zeros where none arrived, with the axis of several maps where there is one."""
+        k, some = next((k, r) for k, r in enumerate(given) if r is not None)
+        lead = some.shape[: some.dim() - self.output_dims[k]]
+        return [some.new_zeros(*lead, *shape) if r is None else r for r, shape in zip(given, shapes, strict=True)]
 
 
 class LayersSite(RecurrentSite):
@@ -222,8 +280,11 @@ class LayersSite(RecurrentSite):
         names = self.PACKED if packed else self.NAMES
         given = {name: call.arg(k, name) for k, name in enumerate(names)}
         states = given["hx"]
-        signal = given["data" if packed else "input"]
-        super().__init__(call, [signal, *(states if isinstance(states, tuple | list) else (states,))])
+        operands = [
+            given["data" if packed else "input"],
+            *(states if isinstance(states, tuple | list) else (states,)),
+        ]
+        super().__init__(call, operands)
         self.batch_sizes = given["batch_sizes"].tolist() if packed else None
         self.batch_first = bool(given.get("batch_first"))
         self.directions = 2 if given["bidirectional"] else 1
@@ -231,6 +292,7 @@ class LayersSite(RecurrentSite):
         biased = given["has_biases"]
         per_cell = len(params) // (given["num_layers"] * self.directions)
         self.weights = [_weights(params[k : k + per_cell], biased) for k in range(0, len(params), per_cell)]
+        self.output_dims = (2 if packed else 3, *(3,) * (len(operands) - 1))
         if given["train"] and given["dropout"]:
             call.interceptor.note(f"{call.name} at {call.path!r}: its dropout was on; relevance ignores it")
 
@@ -250,7 +312,7 @@ class LayersSite(RecurrentSite):
             outputs = []
             for direction in range(self.directions):
                 cell = layer + direction
-                step = STEPS[self.op](self.weights[cell])
+                step = STEPS[self.function](self.weights[cell])
                 made, final = run_direction(step, steps, tuple(s[cell] for s in states), direction == 1)
                 outputs.append(made)
                 finals.append(final)
@@ -258,6 +320,54 @@ class LayersSite(RecurrentSite):
         out = torch.stack(steps) if shape else torch.cat(steps)
         out = out.transpose(0, 1) if self.batch_first else out
         return (out, *(torch.stack(s) for s in zip(*finals, strict=True)))
+
+    def over_time(self, rules: StepRules, given: Sequence[Tensor | None]) -> list[Tensor]:
+        signal, *states = (working(t) for t in self.every_operand())
+        width = self.directions * self.weights[0].w_hh.shape[1]
+        R, *R_final = self.arrived(given, [(*signal.shape[:-1], width), *(s.shape for s in states)])
+        sizes = self.batch_sizes
+        if sizes is None:
+            signal, R = (t.transpose(-3, -2) if self.batch_first else t for t in (signal, R))
+            sizes = [signal.shape[1]] * signal.shape[0]
+            signal, R = signal.flatten(0, 1), R.flatten(-3, -2)
+        steps = [Steps(sizes, backwards) for backwards in (False, True)[: self.directions]]
+        flows = self.flows(rules, signal, states, steps)
+        R_initial: list[StateRelevance] = [()] * len(flows)
+        for layer in reversed(range(0, len(flows), self.directions)):
+            parts, R = R.chunk(self.directions, -1), torch.zeros(())
+            for k, (order, part) in enumerate(zip(steps, parts, strict=True)):
+                final = tuple(r[..., layer + k, :, :] for r in R_final)
+                R_x, R_initial[layer + k] = relevance_over_time(flows[layer + k], order, part, final)
+                R = R_x + R if k else R_x
+        if self.batch_sizes is None:
+            R = R.unflatten(-2, (len(sizes), -1))
+            R = R.transpose(-3, -2) if self.batch_first else R
+        return [R, *(torch.stack(of_cells, -3) for of_cells in zip(*R_initial, strict=True))]
+
+    def flows(self, rules: StepRules, x: Tensor, states: Sequence[Tensor], steps: Sequence[Steps]) -> list[Flow]:
+        """What relevance is multiplied by in each layer and direction; x is (n, features), states are (cells, B, H)."""
+        found: list[Flow] = []
+        for layer in range(0, len(self.weights), self.directions):
+            cells = [w.working() for w in self.weights[layer : layer + self.directions]]
+            initial = [s[layer : layer + self.directions] for s in states]
+            out = self.outputs_of(cells, x, initial)
+            for cell, order, made, *state in zip(cells, steps, out.chunk(self.directions, -1), *initial, strict=True):
+                before = order.before(made, state[0])
+                cell_states = order.cell_states(state[-1])
+                found.append(FLOWS[self.function](cell, rules, x, before, cell_states))
+            x = out
+        return found
+
+    def outputs_of(self, cells: Sequence[Weights], x: Tensor, initial: Sequence[Tensor]) -> Tensor:
+        """What one layer makes of its input, (n, directions · H), by the fused call."""
+        hx = tuple(initial) if len(initial) > 1 else initial[0]
+        weights = [w for cell in cells for w in cell if w is not None]
+        options = cells[0].b_ih is not None, 1, 0.0, False, len(cells) > 1
+        fused = getattr(torch, self.function)
+        with torch.no_grad():
+            if self.batch_sizes is not None:
+                return fused(x, torch.tensor(self.batch_sizes), hx, weights, *options)[0]
+            return fused(x.unflatten(0, (-1, initial[0].shape[1])), hx, weights, *options, False)[0].flatten(0, 1)
 
 
 def _weights(params: Sequence[Tensor], biased: bool) -> Weights:
@@ -297,11 +407,20 @@ class CellSite(RecurrentSite):
         names = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
         signal, states, *weights = (call.arg(k, name) for k, name in enumerate(names))
         super().__init__(call, [signal, *(states if isinstance(states, tuple | list) else (states,))])
-        self.weights = Weights(*(None if w is None else w.detach() for w in weights))  # type: ignore[arg-type]
+        self.weights = [Weights(*(None if w is None else w.detach() for w in weights))]  # type: ignore[arg-type]
+        self.output_dims = (signal.dim(),) * (len(self.operands) - 1)
 
     def expand(self, *operands: Tensor) -> tuple[Tensor, ...]:
         signal, *states = operands
-        return STEPS[self.op.removesuffix("_cell")](self.weights)(signal, tuple(states))
+        return STEPS[self.function](self.weights[0])(signal, tuple(states))
+
+    def over_time(self, rules: StepRules, given: Sequence[Tensor | None]) -> list[Tensor]:
+        signal, *states = (working(t) for t in self.every_operand())
+        one = Steps(signal.shape[:1], False)
+        flow = FLOWS[self.function](self.weights[0].working(), rules, signal, states[0], one.cell_states(states[-1]))
+        R_final = tuple(self.arrived(given, [s.shape for s in states]))
+        R_x, R_initial = relevance_over_time(flow, one, torch.zeros_like(R_final[0]), R_final)
+        return [R_x, *R_initial]
 
 
 @kind("recurrent layers")

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from ..errors import unknown_name
+from ..sites.call import Call
 from . import facts
-from .call import Call
 from .facts import Facts
 
 Handler = Callable[[Call], Any]

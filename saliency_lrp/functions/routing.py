@@ -7,15 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
+from ..sites.call import Call
+from ..sites.site import iter_tensors
+from ..sites.tag import Tag, tag_of
 from . import by_hand
-from .call import Call, Tag, tag_of
 from .registry import kind
-from .site import iter_tensors
 
 
 @kind("routing")
 def routing(call: Call) -> Any:
-    if call.name in by_hand.LIMITS and len(call.activations) == 1:
+    if call.facts.limit and len(call.activations) == 1:
         return limited(call, call.activations[0])
     return moved(call)
 
@@ -57,7 +58,7 @@ def routing_one_by_one(call: Call) -> Any:
 @kind("soft maximum")
 def soft_maximum(call: Call) -> Any:
     """A soft winner takes all: its gradient is a softmax, which sums to one."""
-    call.interceptor.send_to_zeros(call.name)
+    call.interceptor.form.refuse(call.name)
     return routing(call)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .call import GATE, Call
+from ..sites.call import Call
+from ..sites.site import Site
+from ..sites.tag import GATE
 from .pointwise import ActivationSite
 from .registry import kind
-from .site import Site
 
 
 class SoftmaxSite(Site):

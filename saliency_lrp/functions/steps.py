@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..sites.call import Call
+from ..sites.site import Site, any_complex, fill
+from ..sites.tag import PLAIN, tag_of
 from . import by_hand
-from .call import PLAIN, Call, tag_of
 from .decomposed import DecomposedSite
 from .registry import kind
-from .site import Site, any_complex, fill
 from .unknown import unknown
 
 
@@ -128,6 +129,7 @@ def trapezoid(y: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
 STEPS: dict[str, Callable[..., Any]] = {
     **{f.__name__: f for f in (addcmul, addcdiv, lerp, addmm, addmv, addr, baddbmm, addbmm)},
     **{f.__name__: f for f in (cosine_similarity, pairwise_distance, cdist, var_mean, std_mean, polar, trapezoid)},
+    "_sparse_addmm": addmm,
     "linalg_multi_dot": multi_dot,
     "embedding_bag": embedding_bag,
     "trapz": trapezoid,

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import working
+from ..sites.call import Call
+from ..sites.site import Site, any_complex
+from ..sites.tag import GATE, PLAIN, tag_of
 from . import by_hand
-from .call import GATE, PLAIN, Call, tag_of
 from .registry import kind
-from .site import Site, any_complex
 
 
 class SumSite(Site):
@@ -35,20 +36,6 @@ class AddSite(SumSite):
     def __init__(self, call: Call, weights: tuple[float, float]) -> None:
         super().__init__(call)
         self.weights = weights
-
-    #: an addition costs less than keeping its result, which models often go on to write into
-    keeps_output = False
-    rectifiable = True
-
-    @property
-    def output(self) -> Tensor:
-        if self.result is not None and (self.rectified or not self.cut):
-            return self.result  # a ReLU's output, say, which others keep as well
-        return self.computed_output()
-
-    def computed_output(self) -> Tensor:
-        (left, right), (x, y) = self.weights, self.inputs
-        return torch.add(x if left == 1 else x * left, y, alpha=right)
 
     @property
     def takes_several(self) -> bool:  # type: ignore[override]
@@ -101,20 +88,10 @@ class CompleteSum(SumSite):
         return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(self.inputs, self.vjp(share), strict=True))
 
 
-#: Functions that add two operands: what each counts.
-SIGNS = {
-    "add": (1.0, 1.0),
-    "sub": (1.0, -1.0),
-    "subtract": (1.0, -1.0),
-    "rsub": (-1.0, 1.0),
-    "__rsub__": (-1.0, 1.0),
-}
-
-
 @kind("addition")
 def addition(call: Call) -> Any:
     x, y, alpha = call.arg(0, "input"), call.arg(1, "other"), call.kwargs.get("alpha", 1)
-    left, right = SIGNS.get(call.name, (1.0, 1.0))
+    left, right = call.facts.signs
     if call.name == "rsub":
         left *= alpha
     else:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import working
-from .call import Call
+from ..sites.call import Call
+from ..sites.site import Site
 from .registry import kind
-from .site import Site
 
 
 class UnknownSite(Site):

@@ -1,7 +1,7 @@
 """From an image to the model's input and from the model's map back to the image."""
 
 from .geometry import Geometry, as_batch, geometry_of, measure_geometry
-from .picture import RawImage, is_window, load_image, normalise, windowed
+from .picture import RawImage, is_window, load_image, normalize, windowed
 from .preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -10,3 +10,5 @@ from .preprocessing import (
     input_channels,
     preprocessing_of,
 )
+
+normalise = normalize  # the older spelling

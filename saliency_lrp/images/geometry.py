@@ -62,11 +62,11 @@ class Geometry:
 def _resampling(raw: int, side: int, start: float, stop: float) -> np.ndarray:
     """(raw, side) weights: row i says how raw pixel i is mixed from the `side` pixels of [start, stop]."""
     scale = side / (stop - start)
-    centres = (np.arange(raw) + 0.5 - start) * scale  # raw pixel centres in input pixels
-    inside = (centres >= 0) & (centres <= side)
-    centres = np.clip(centres, 0.5, side - 0.5)
+    centers = (np.arange(raw) + 0.5 - start) * scale  # raw pixel centres in input pixels
+    inside = (centers >= 0) & (centers <= side)
+    centers = np.clip(centers, 0.5, side - 0.5)
     reach = max(abs(scale), 1.0)
-    distance = np.abs(centres[:, None] - (np.arange(side) + 0.5)) / reach
+    distance = np.abs(centers[:, None] - (np.arange(side) + 0.5)) / reach
     weights = np.clip(1 - distance, 0, None) * inside[:, None]
     return weights / np.maximum(weights.sum(1, keepdims=True), 1e-12)
 
@@ -107,11 +107,11 @@ def measure_geometry(transform: Callable[[Any], Any], raw: tuple[int, int]) -> G
     return Geometry(raw, (top, left, bottom, right))
 
 
-def _send(transform: Callable[[Any], Any], grey: np.ndarray) -> np.ndarray:
+def _send(transform: Callable[[Any], Any], gray: np.ndarray) -> np.ndarray:
     """First channel, (h, w), of what the transform makes of a grey picture with values in [0, 1]."""
     from PIL import Image
 
-    levels = np.round(grey * 255).astype(np.uint8)
+    levels = np.round(gray * 255).astype(np.uint8)
     sent = as_batch(transform(Image.fromarray(np.repeat(levels[..., None], 3, 2))))
     return sent[0, 0].detach().cpu().double().numpy()
 

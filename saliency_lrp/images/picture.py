@@ -75,14 +75,14 @@ def _to_channels(pixels: np.ndarray, count: int) -> np.ndarray:
         return np.repeat(pixels, count, axis=2)
     if pixels.shape[2] != 3:
         return _to_channels(pixels[:, :, :1], count)  # many bands: the first one, to look at
-    grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.round(grey).astype(np.uint8)[..., None] if pixels.dtype == np.uint8 else grey[..., None]
+    gray = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.round(gray).astype(np.uint8)[..., None] if pixels.dtype == np.uint8 else gray[..., None]
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
     top = 255.0 if pixels.dtype == np.uint8 else 1.0
-    colour, alpha = pixels[..., :3].astype(np.float32), pixels[..., 3:].astype(np.float32) / top
-    mixed = colour * alpha + top * (1 - alpha)
+    color, alpha = pixels[..., :3].astype(np.float32), pixels[..., 3:].astype(np.float32) / top
+    mixed = color * alpha + top * (1 - alpha)
     return np.round(mixed).astype(np.uint8) if pixels.dtype == np.uint8 else mixed
 
 
@@ -136,8 +136,8 @@ def _from_pil(picture: Image) -> np.ndarray:
         values = np.asarray(picture)
         return _from_array(values if picture.mode == "F" else np.clip(values, 0, 65535).astype(np.uint16))
     has_alpha = "A" in picture.getbands() or "transparency" in picture.info
-    grey = picture.mode in ("1", "L")
-    mode = "RGBA" if has_alpha else "L" if grey else "RGB"
+    gray = picture.mode in ("1", "L")
+    mode = "RGBA" if has_alpha else "L" if gray else "RGB"
     try:
         return _from_array(np.asarray(picture.convert(mode)))
     except OSError as error:
@@ -239,7 +239,7 @@ def _scaled(array: np.ndarray) -> np.ndarray:
     return (array / top).astype(np.float32)
 
 
-def normalise(values: np.ndarray) -> np.ndarray:
+def normalize(values: np.ndarray) -> np.ndarray:
     """Min-max to [0, 1] as float32; a constant map gives zeros."""
     low, high = values.min(), values.max()
     if high == low:

@@ -73,10 +73,10 @@ class Preprocessing:
         size = self.resized(image.size)
         values = _resize(pixels, size, self.interpolation)
         if self.crop is not None:
-            values = _centre_crop(values, self.crop)
-        return self._normalise(values)[None]
+            values = _center_crop(values, self.crop)
+        return self._normalize(values)[None]
 
-    def _normalise(self, values: Tensor) -> Tensor:
+    def _normalize(self, values: Tensor) -> Tensor:
         for what, numbers in (("mean", self.mean), ("std", self.std)):
             if numbers is None:
                 continue
@@ -114,7 +114,7 @@ def _chw(pixels: np.ndarray) -> Tensor:
     return values.float() / 255 if values.dtype == torch.uint8 else values.float()
 
 
-def _centre_crop(values: Tensor, crop: tuple[int, int]) -> Tensor:
+def _center_crop(values: Tensor, crop: tuple[int, int]) -> Tensor:
     _, height, width = values.shape
     top, left = _crop_start(height, crop[0]), _crop_start(width, crop[1])
     padding = (-left, crop[1] - width + left, -top, crop[0] - height + top)

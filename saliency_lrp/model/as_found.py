@@ -13,8 +13,8 @@ list of open frames: the next one finds that it no longer runs, and undoes its s
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
+import operator
 import sys
 import threading
 import weakref
@@ -27,7 +27,9 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _pop_mode_temporarily, _push_mode
 
 from . import graph_free
+from .devices import random_states
 from .interrupts import Shields, deliver, delivering, unbroken
+from .unwrapped import named_modules
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -195,8 +197,9 @@ def see_calls_by(modes: list[Any]) -> None:
 
 
 def top_hooks() -> Any:
-    """The pair of hooks of saved tensors that is in force."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+    """The pair of hooks of saved tensors that is in force; None where torch (before 2.5) does not tell."""
+    ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if ask is None else ask(True)
 
 
 class Calling(Frame):
@@ -226,7 +229,7 @@ class AsFound(Frame):
     def __init__(self, model: nn.Module, modules: Iterable[nn.Module] | None = None, patched: bool = True) -> None:
         super().__init__()
         self.model = model
-        self.modules = list(model.modules() if modules is None else modules)
+        self.modules = list(named_modules(model) if modules is None else modules)
         self.patched = patched
 
     def wait(self) -> None:
@@ -247,10 +250,7 @@ class AsFound(Frame):
     def begin(self) -> None:
         self._keep_random_state()
         if self.patched:
-            modules, parameters = map(ModuleState, self.modules), map(ParameterState, self.model.parameters())
-            states: list[ModuleState | ParameterState] = [*modules, *parameters]
-            for state in states:
-                self.undoing(state.restore)
+            self.undoing(Patches(self.modules).restore)
             before = graph_free.with_graphs(self.modules)
             self.undoing(lambda: graph_free.free((), self.modules, before))
         self.undoing(lambda: release_modes(self, self.modules))
@@ -259,13 +259,8 @@ class AsFound(Frame):
 
     def _keep_random_state(self) -> None:
         """Torch's generators: the CPU's, and those of the devices that the model is on."""
-        state = torch.get_rng_state()
-        self.undoing(lambda: torch.set_rng_state(state))
-        for device in {p.device for m in self.modules for p in m._parameters.values() if p is not None}:
-            if device.type in ("cuda", "xpu", "mps"):
-                backend = getattr(torch, device.type)
-                where = () if device.type == "mps" else (device,)
-                self.undoing(functools.partial(backend.set_rng_state, backend.get_rng_state(*where), *where))
+        for back in random_states({p.device for m in self.modules for p in m._parameters.values() if p is not None}):
+            self.undoing(back)
 
 
 def as_found(model: nn.Module, modules: Iterable[nn.Module] | None = None, patched: bool = True) -> AsFound:
@@ -285,12 +280,12 @@ def once(step: Callable[[], None]) -> Callable[[], None]:
 class Mode:
     """The training flag of a module that is being explained, and the frames that want it off."""
 
-    __slots__ = ("module", "training", "holders")
+    __slots__ = ("holders", "module", "training")
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, training: bool, holder: Frame) -> None:
         self.module = module
-        self.training = module.training
-        self.holders: set[Frame] = set()
+        self.training = training
+        self.holders = {holder}
 
 
 _modes: dict[int, Mode] = {}
@@ -301,12 +296,13 @@ def hold_modes(frame: Frame, modules: Iterable[nn.Module]) -> None:
     """Eval mode, module by module: a model's own ``train()`` may do more than that; and models may share modules."""
     with _modes_lock:
         for module in modules:
-            mode = _modes.get(id(module))
+            mode, training = _modes.get(id(module)), module.training
             if mode is None:
-                mode = _modes[id(module)] = Mode(module)
-            mode.holders.add(frame)
-            if module.training:
-                module.training = False
+                _modes[id(module)] = Mode(module, training, frame)
+            else:
+                mode.holders.add(frame)
+            if training:
+                set_mode(module, False)
 
 
 def release_modes(frame: Frame, modules: Iterable[nn.Module]) -> None:
@@ -318,10 +314,18 @@ def release_modes(frame: Frame, modules: Iterable[nn.Module]) -> None:
                 continue
             if len(mode.holders) == 1:
                 if module.training != mode.training:
-                    module.training = mode.training
+                    set_mode(module, mode.training)
                 del _modes[id(module)]
             else:
                 mode.holders.discard(frame)
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """``module.training = training``; without torch's look at whether it is a parameter, which takes ten times that."""
+    if type(module).__setattr__ is nn.Module.__setattr__:
+        object.__setattr__(module, "training", training)
+    else:
+        module.training = training
 
 
 # ------------------------------------------------------------------------------------------------ what methods put on
@@ -337,41 +341,52 @@ HOOK_TABLES = (
 )
 
 
-class ModuleState:
-    """What a method could change on one module: hooks and a patched ``forward``."""
+hook_tables = operator.itemgetter(*HOOK_TABLES)
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.hooks = {name: dict(getattr(module, name)) for name in HOOK_TABLES}
-        self.had_forward = "forward" in module.__dict__
-        self.forward = module.__dict__.get("forward")
+
+class Patches:
+    """What a method could change on modules and their parameters: hooks, ``forward``, ``.grad``, ``requires_grad``.
+
+    It is asked at every explanation, so it goes by the modules' own tables.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.tables = [vars(module) for module in modules]
+        #: where there are hooks: the module's table, the name of the table of hooks, that table, what was in it
+        self.hooks = [
+            (table, name, hooks, dict(hooks))
+            for table in self.tables
+            if any(hook_tables(table))
+            for name in HOOK_TABLES
+            if (hooks := table[name])
+        ]
+        self.forwards = {id(table): table["forward"] for table in self.tables if "forward" in table}
+        parameters = {id(p): p for table in self.tables for p in table["_parameters"].values() if p is not None}
+        self.parameters = [(p, p.grad, p.requires_grad) for p in parameters.values()]
 
     def restore(self) -> None:
-        for name, saved in self.hooks.items():
-            table = getattr(self.module, name)
-            if list(table.items()) != list(saved.items()):
+        """All as it was."""
+        had = {id(hooks) for _, _, hooks, _ in self.hooks}
+        for table in self.tables:
+            if any(hook_tables(table)):
+                for name in HOOK_TABLES:
+                    if id(table[name]) not in had:
+                        table[name].clear()
+            if "forward" in table and id(table) not in self.forwards:
+                del table["forward"]
+            elif id(table) in self.forwards:
+                table["forward"] = self.forwards[id(table)]
+        for table, name, hooks, saved in self.hooks:
+            table[name] = hooks
+            if list(hooks.items()) != list(saved.items()):
                 # in place: the handles of the user's hooks point at this very table
-                table.clear()
-                table.update(saved)
-        if self.had_forward:
-            self.module.__dict__["forward"] = self.forward
-        else:
-            self.module.__dict__.pop("forward", None)
-
-
-class ParameterState:
-    """Gradient and ``requires_grad`` of one parameter."""
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = parameter
-        self.grad = parameter.grad
-        self.requires_grad = parameter.requires_grad
-
-    def restore(self) -> None:
-        if self.parameter.grad is not self.grad:
-            self.parameter.grad = self.grad
-        if self.parameter.requires_grad != self.requires_grad:
-            self.parameter.requires_grad_(self.requires_grad)
+                hooks.clear()
+                hooks.update(saved)
+        for parameter, grad, requires_grad in self.parameters:
+            if parameter.grad is not grad:
+                parameter.grad = grad
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
 
 
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from .written import TAG
 
 #: Types of most attributes, in which no tensor can be.
-PLAIN = frozenset({bool, int, float, str, type(None)})
+SIMPLE = frozenset({bool, int, float, str, type(None)})
 
 #: What every module has.
 MODULE_TABLES = frozenset(vars(nn.Module()))
@@ -38,8 +38,8 @@ def apart(values: Any, kept: Iterable[Tensor | None]) -> Any:
 
 def with_graphs(modules: Iterable[nn.Module]) -> dict[int, Tensor]:
     """Buffers and attributes that depend on something already, as those that another network made do."""
-    tensors = (t for m in modules for t in (*m._buffers.values(), *own_attributes(m).values()) if isinstance(t, Tensor))
-    return {id(t): t for t in tensors if t.grad_fn is not None}
+    tables = (table.values() for m in modules for table in (m._buffers, own_attributes(m)) if table)
+    return {id(t): t for table in tables for t in table if isinstance(t, Tensor) and t.grad_fn is not None}
 
 
 def free(written: Iterable[Tensor], modules: Iterable[nn.Module], before: Mapping[int, Tensor] | None = None) -> None:
@@ -90,7 +90,7 @@ def renew(view: Tensor) -> None:
 def own_attributes(module: nn.Module) -> dict[str, Any]:
     """What is kept on a module under a name, and may be or contain a tensor."""
     table = vars(module)
-    return {name: table[name] for name in table.keys() - MODULE_TABLES if type(table[name]) not in PLAIN}
+    return {name: value for name in table.keys() - MODULE_TABLES if type(value := table[name]) not in SIMPLE}
 
 
 def holds(value: Any, made: Callable[[Tensor], bool]) -> bool:
@@ -101,4 +101,4 @@ def holds(value: Any, made: Callable[[Tensor], bool]) -> bool:
         value = value.values()
     elif not isinstance(value, (list, tuple)):  # a union is slower, and this is asked of all attributes
         return False
-    return any(holds(v, made) for v in value)
+    return not SIMPLE.issuperset(map(type, value)) and any(holds(v, made) for v in value)

@@ -15,9 +15,16 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
+try:  # what `signal` wraps: its two functions take 70 times as long, since they make enumerations of numbers
+    from _signal import getsignal
+    from _signal import signal as set_signal
+except ImportError:
+    from signal import getsignal
+    from signal import signal as set_signal
+
 #: Signals that come from outside at any time; only those are shielded that have a handler written in Python.
 SIGNALS = tuple(
-    getattr(signal, name)
+    int(getattr(signal, name))
     for name in "SIGINT SIGTERM SIGHUP SIGQUIT SIGALRM SIGVTALRM SIGPROF SIGUSR1 SIGUSR2 SIGBREAK".split()
     if hasattr(signal, name)
 )
@@ -94,11 +101,11 @@ class Shields:
         if not in_main_thread():
             return
         for number in SIGNALS:
-            handler = signal.getsignal(number)
+            handler = getsignal(number)
             if callable(handler) and not isinstance(handler, Shield):
                 shield = Shield(number, handler)
                 self._raised.append(shield)
-                signal.signal(number, shield)
+                set_signal(number, shield)
 
     def down(self) -> None:
         """Give the handlers back, but those that somebody else has put in their place since."""
@@ -111,6 +118,6 @@ class Shields:
         while self._raised:
             shield = self._raised[-1]
             number, handler = shield.number, shield.handler
-            if signal.getsignal(number) is shield:
-                signal.signal(number, handler)
+            if getsignal(number) is shield:
+                set_signal(number, handler)
             self._raised.pop()

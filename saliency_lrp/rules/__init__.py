@@ -24,7 +24,7 @@ Springenberg et al. 2015 (guided backpropagation), Zhang et al. 2018 (excitation
 from .activation import BetaSmooth, DeconvNet, ExcitationBackprop, GuidedBackprop
 from .any_site import Gradient, Norm, Pass, Stop, Taylor
 from .arithmetic import divide, stabilize
-from .base import RULES, BiasMode, Rule, get, list_rules
+from .base import RULES, BiasMode, Rule, always, get, list_rules, unless_distributed
 from .batch_norm import BatchNormReverse, PassBatchNorm, SplitBatchNorm
 from .linear import (
     AlphaBeta,
@@ -44,4 +44,3 @@ from .linear import (
     ZPlus,
 )
 from .product import AttentionAttnLRP, AttentionCPLRP, AttentionRule, SignalTakesAll, SoftmaxTaylor, Uniform, Unrolled
-from .zeros import VANISHES, vanishes

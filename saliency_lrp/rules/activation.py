@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from .any_site import Gradient
 from .arithmetic import positive
 from .base import Rule
@@ -35,24 +34,15 @@ class GuidedBackprop(Rule):
 
 
 class BetaSmooth(Rule):
-    """The gradient of the softplus that replaces a ReLU: ``R_in = R · sigmoid(β z)`` (Dombrowski et al. 2019).
-
-    A trace keeps what went into its ReLUs only if a composite with this rule was chosen before the forward pass.
-    """
+    """The gradient of the softplus that replaces a ReLU: ``R_in = R · sigmoid(β z)`` (Dombrowski et al. 2019)."""
 
     kinds = frozenset({"activation"})
     for_rectifiers = True
-    needs_preactivation = True
 
     def __init__(self, beta: float = 10.0) -> None:
         self.beta = beta
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        if site.from_output:
-            raise InputError(
-                f"BetaSmooth needs what went into {site.describe()}, which was not kept; choose the composite "
-                'before the forward pass: RelevancePropagator(model, "beta_smooth").trace(...)'
-            )
         return (R * torch.sigmoid(self.beta * site.input),)
 
 

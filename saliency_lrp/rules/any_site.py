@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..errors import unknown_name
 from ..report import total
-from .arithmetic import denominators, divide, measured_over, message, stabilizer_width, working
-from .base import ANY_KIND, BiasMode, Rule
+from .arithmetic import divide, measured_over, message, stabilizer_width, working
+from .base import ANY_KIND, BiasMode, Rule, always, unless_distributed
 
 
 class Norm(Rule):
@@ -30,7 +30,8 @@ class Norm(Rule):
         spread evenly over the inputs, on sums of real tensors (other sites then take the next rule of the composite).
     """
 
-    kinds = frozenset({"sum", "normalisation", "linear", "matmul", "unknown"})
+    kinds = frozenset({"sum", "normalization", "linear", "matmul", "unknown"})
+    keeps_zeros = unless_distributed
 
     def __init__(self, epsilon: float = 1e-12, relative: bool = False, bias: BiasMode = "keep") -> None:
         if bias not in ("keep", "distribute"):
@@ -47,8 +48,7 @@ class Norm(Rule):
         return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        z, sign = denominators(site, self.relative)
-        c = divide(R, z, self.epsilon, measured_over(site, self.relative), sign)
+        c = divide(R, site.output, self.epsilon, measured_over(site, self.relative), int(site.rectified))
         spread = self.taken(site, c) if site.account or self.bias == "distribute" else None
         due = self.due(site, c) if site.account and site.kind == "sum" and spread is None else None
         grads = site.vjp(c)
@@ -83,21 +83,27 @@ class Norm(Rule):
 class Taylor(Norm):
     """What an op without a rule of its own gets: :class:`Norm`, reported to the user as not understood."""
 
+    keeps_zeros = unless_distributed
+
 
 class Pass(Rule):
     """Relevance passes unchanged: ``R_in = R``, for one-to-one functions (activations; a batch norm of its own)."""
 
-    kinds = frozenset({"activation", "scale", "normalisation", "linear", "softmax", "unknown", "sum"})
+    kinds = frozenset({"activation", "scale", "normalization", "linear", "softmax", "unknown", "sum"})
     takes_several = True
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return site.pass_through(R)
+
+    def keeps_zeros(self, site: Any) -> bool:
+        return bool(site.keeps_zero)
 
 
 class Stop(Rule):
     """Relevance ends here: every input gets 0. What arrived is noted in the account as absorbed by the rule."""
 
     kinds = ANY_KIND
+    keeps_zeros = always
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         if site.account:

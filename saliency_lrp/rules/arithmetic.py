@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.devices import knows_cheaply
 from ..values import holds
 
 #: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
@@ -80,11 +81,6 @@ def measured_over(site: Any, relative: bool) -> Axes:
     return site.own_axes if relative else None
 
 
-def denominators(site: Any, relative: bool) -> tuple[Tensor, int]:
-    """The outputs to divide by, and their sign where it is known; a relative stabiliser looks at all of them."""
-    return (site.uncut(), 0) if relative else (site.output, int(site.rectified))
-
-
 def working(t: Tensor) -> Tensor:
     """The tensor in a dtype that relevance can be computed in: half precision becomes float32."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
@@ -117,6 +113,6 @@ def message(a: Tensor, g: Tensor, last: bool = False) -> Tensor:
 
 def unmasked(x: Tensor, fill: float = 0.0) -> Tensor:
     """``x`` with ``fill`` for what is masked by −inf."""
-    if x.device.type == "cpu" and x.numel() and holds(lambda: x.amin() > -math.inf, unknown=False):
+    if knows_cheaply(x) and x.numel() and holds(lambda: x.amin() > -math.inf, unknown=False):
         return x  # asked of CPUs only: one cheap pass instead of several slow ones
     return torch.where(torch.isinf(x), fill, x)

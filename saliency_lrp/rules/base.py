@@ -36,8 +36,6 @@ class Rule:
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset()
-    #: whether activations must keep their input for this rule, also where their output tells the gradient
-    needs_preactivation: ClassVar[bool] = False
     #: whether the rule is for ReLUs, which a trace then seeks in every spelling
     for_rectifiers: ClassVar[bool] = False
     #: whether the rule also takes relevance of several maps at once, in an axis before those of the output
@@ -48,6 +46,8 @@ class Rule:
         super().__init_subclass__(**kwargs)
         if not abstract:
             RULES.add(cls.__name__, cls)
+        if "keeps_zeros" not in vars(cls):
+            cls.keeps_zeros = Rule.keeps_zeros  # type: ignore[method-assign]  # what a base says of itself
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of each input of ``site``, given the relevance ``R`` of its output."""
@@ -59,6 +59,14 @@ class Rule:
         None where the way is through :meth:`relevance`: ``R = c · output``, and then ``R_in / input``.
         """
         return None
+
+    def keeps_zeros(self, site: Any) -> bool:
+        """Whether an input that is exactly 0 gets no relevance here, provided that an output of 0 has none.
+
+        Only then has the relevance of the inputs a coefficient. Every rule says this of itself: a subclass that does
+        not counts as one that may give relevance to zeros, and is served by the reference form.
+        """
+        return False
 
     def applies_to(self, site: Any) -> bool:
         """Whether the rule is defined for this kind of site."""
@@ -73,6 +81,16 @@ class Rule:
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+
+def always(rule: Rule, site: Any) -> bool:
+    """For ``keeps_zeros`` of rules that share in proportion to what the inputs are."""
+    return True
+
+
+def unless_distributed(rule: Any, site: Any) -> bool:
+    """For ``keeps_zeros`` of rules that do so as long as what the bias takes is not spread over all inputs."""
+    return bool(rule.bias != "distribute")
 
 
 @functools.cache
@@ -92,7 +110,7 @@ ANY_KIND = frozenset(
         "matmul",
         "softmax",
         "attention",
-        "normalisation",
+        "normalization",
         "recurrent",
         "steps",
         "unknown",

@@ -28,6 +28,9 @@ class SplitBatchNorm(Rule):
     def applies_to(self, site: Any) -> bool:
         return site.kind == "linear" and site.batch_norm is not None
 
+    def keeps_zeros(self, site: Any) -> bool:
+        return (self.rule if site.family == "batch_norm" else self.then).keeps_zeros(site)
+
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         (R_norm,) = self.rule.relevance(site.batch_norm_alone(), R)
         return site.below_batch_norm(self.then, R_norm)
@@ -41,6 +44,8 @@ class PassBatchNorm(SplitBatchNorm):
 
     def __init__(self, then: Rule) -> None:
         super().__init__(Pass(), then)
+
+    keeps_zeros = SplitBatchNorm.keeps_zeros
 
 
 class BatchNormReverse(Rule):
@@ -58,6 +63,9 @@ class BatchNormReverse(Rule):
 
     def applies_to(self, site: Any) -> bool:
         return site.kind == "linear" and site.batch_norm is not None
+
+    def keeps_zeros(self, site: Any) -> bool:
+        return self.then.keeps_zeros(site)
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         x = site.batch_norm_input()

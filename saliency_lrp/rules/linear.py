@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, unknown_name
+from ..model.devices import knows_cheaply
 from ..values import holds
 from .arithmetic import (
-    denominators,
     divide,
     measured_over,
     negative,
@@ -23,7 +23,7 @@ from .arithmetic import (
     where_positive,
     working,
 )
-from .base import BiasMode, Rule
+from .base import BiasMode, Rule, unless_distributed
 
 
 class Term(NamedTuple):
@@ -86,10 +86,28 @@ class LinearRule(Rule, abstract=True):
         """The shares of this rule at ``site``."""
         raise NotImplementedError
 
+    @property
+    def splits_weights(self) -> bool:
+        """Whether the rule asks for more of a weight than products with it: its signs, squares or connections."""
+        return True
+
+    def parts_at(self, site: Any) -> Iterator[Part]:
+        """The shares, where the weight of the site can give them."""
+        layout = site.own_weight.layout
+        if layout is not torch.strided and (self.splits_weights or self.bias == "distribute"):
+            raise InputError(
+                f"the rule {self!r} asks for signs, squares or connections of the weight of {site.describe()}, which "
+                f"is sparse ({layout}): take Epsilon() there, by composite='epsilon' say, or give the model a dense "
+                "weight, weight.to_dense()"
+            )
+        return self.parts(site)
+
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         total: Tensor | None = None
-        for part in self.parts(site):
+        for part in self.parts_at(site):
             share = R if part.only is None else where_positive(R, part.only)
+            if part.only is not None and nothing_in(share):
+                continue
             part.stack(site)
             noted = self.accounts_for(site)
             spent = (part.spent or part.total is None) and not noted
@@ -120,7 +138,7 @@ class LinearRule(Rule, abstract=True):
             return None
         R = c * site.output
         sums: dict[int | None, Tensor] = {}
-        for part in self.parts(site):
+        for part in self.parts_at(site):
             if any(term.side is None for term in part.terms):
                 return None
             share = R if part.only is None else where_positive(R, part.only)
@@ -170,10 +188,15 @@ def remainder(z: Tensor, up: Tensor) -> Tensor | None:
     None where rounding would count: some difference is small against ``up``. The question is not put to a GPU, which
     would have to be waited for.
     """
-    if up.device.type != "cpu":
+    if not knows_cheaply(up):
         return None
     down = torch.sub(z, up, alpha=1 - RELIABLE)
     return None if holds(lambda: down.amax() > 0, unknown=True) else torch.sub(z, up, out=down)
+
+
+def nothing_in(share: Tensor) -> bool:
+    """Whether no output takes part, as behind a ReLU; the question is not put to a GPU."""
+    return share.device.type == "cpu" and holds(lambda: not share.any(), unknown=False)
 
 
 def contributions(site: Any, part: Part) -> Tensor:
@@ -209,14 +232,14 @@ def by_sign(x: Tensor, everywhere: Tensor | None, above: Tensor | None, below: T
     return functools.reduce(Tensor.add_, found)
 
 
-def favoured(gamma: float, sign: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def favored(gamma: float, sign: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The function w + γ w⁺ or w + γ w⁻, by ``sign``."""
 
-    def favour(w: Tensor) -> Tensor:
+    def favor(w: Tensor) -> Tensor:
         chosen = sign(w)
         return torch.add(w, chosen, alpha=gamma, out=chosen)
 
-    return favour
+    return favor
 
 
 #: What ``site.factored()`` gives: a weight, and what its outputs are still to be multiplied by (≥ 0), if anything.
@@ -252,9 +275,15 @@ class Epsilon(LinearRule):
         so that relevance is conserved exactly (Arras et al. 2017, ``bias_factor=1``).
     """
 
+    keeps_zeros = unless_distributed
+
     def __init__(self, epsilon: float = 1e-6, relative: bool = False, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
         self.relative = relative
+
+    @property
+    def splits_weights(self) -> bool:
+        return False
 
     def parts(self, site: Any) -> Iterator[Part]:
         w, scale = site.factored(of_any_sign=True)
@@ -262,12 +291,13 @@ class Epsilon(LinearRule):
             yield Part([Term(site.input, w, 0)], None, scale)
         else:
             bias = site.bias if site.collects or self.accounts_for(site) else None  # else it is just part of the output
-            z, sign = denominators(site, self.relative)
-            yield Part([Term(site.input, w, 0)], bias, scale, z, sign=sign)
+            yield Part([Term(site.input, w, 0)], bias, scale, site.output, sign=int(site.rectified))
 
 
 class ZeroRule(Epsilon):
     """LRP-0: :class:`Epsilon` without stabiliser; outputs that are exactly 0 drop their relevance."""
+
+    keeps_zeros = unless_distributed
 
     def __init__(self, bias: BiasMode = "keep") -> None:
         super().__init__(0.0, False, bias)
@@ -280,13 +310,15 @@ class Gamma(LinearRule):
     numbers. For inputs of any sign take :class:`GeneralizedGamma` (zennit's ``Gamma``).
     """
 
+    keeps_zeros = unless_distributed
+
     def __init__(self, gamma: float = 0.25, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
         self.gamma = gamma
 
     def parts(self, site: Any) -> Iterator[Part]:
         w, scale = site.factored()
-        yield Part([Term(site.input, favoured(self.gamma, positive)(w), 0)], self.bias_of(site), scale)
+        yield Part([Term(site.input, favored(self.gamma, positive)(w), 0)], self.bias_of(site), scale)
 
 
 class GeneralizedGamma(LinearRule):
@@ -298,13 +330,15 @@ class GeneralizedGamma(LinearRule):
     The sign is that of the site's output, bias included, also where ``bias="zero"``.
     """
 
+    keeps_zeros = unless_distributed
+
     def __init__(self, gamma: float = 0.25, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
         self.gamma = gamma
 
     def parts(self, site: Any) -> Iterator[Part]:
         (w, scale), b, z = site.factored(), self.bias_of(site), site.output
-        up, down = favoured(self.gamma, positive), favoured(self.gamma, negative)
+        up, down = favored(self.gamma, positive), favored(self.gamma, negative)
         total_up = total_down = None  # then the sum of the contributions
         if self.output_serves(site):
             total_up, total_down = self.totals(site, (w, scale), b, z)
@@ -332,6 +366,8 @@ class ZPlus(LinearRule):
     Equal to αβ with α = 1, β = 0. Inputs are split by sign, so negative inputs are handled rightly.
     """
 
+    keeps_zeros = unless_distributed
+
     def parts(self, site: Any) -> Iterator[Part]:
         yield positive_part(site, site.factored(), self.bias_of(site))
 
@@ -344,6 +380,8 @@ class AlphaBeta(LinearRule):
     α − β must be 1 (compared with a tolerance), both must be ≥ 0. iNNvestigate's version with bias puts the whole
     bias into both denominators; that is a bug and is not reproduced (see ``docs/differences.md``).
     """
+
+    keeps_zeros = unless_distributed
 
     def __init__(self, alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         super().__init__(epsilon, bias)
@@ -380,6 +418,8 @@ class AlphaBetaX(LinearRule):
     alpha, beta : pair of float
         The factors (α₀, α₁) and (β₀, β₁).
     """
+
+    keeps_zeros = unless_distributed
 
     def __init__(
         self,
@@ -486,6 +526,10 @@ class Power(LinearRule):
         super().__init__(epsilon, bias)
         self.p = p
 
+    @property
+    def splits_weights(self) -> bool:
+        return self.p != 1
+
     def parts(self, site: Any) -> Iterator[Part]:
         b = self.bias_of(site)
         part = Part(
@@ -495,6 +539,9 @@ class Power(LinearRule):
         part.total = contributions(site, part)
         part.share = torch.sgn(part.total).abs()
         yield part
+
+    def keeps_zeros(self, site: Any) -> bool:
+        return self.p > 0 and unless_distributed(self, site)
 
     def power(self, t: Tensor, what: str) -> Tensor:
         """t^p, refusing roots of negative numbers."""
@@ -518,6 +565,8 @@ class Beta(LinearRule):
     is 0 (β = −1 or 0): there it is lost, by definition. With ε its factor f becomes |f| / (1 − (1 − |f|) z / s(z)),
     as in the original: 1 for a vanishing ε.
     """
+
+    keeps_zeros = unless_distributed
 
     def __init__(self, beta: float = 0.5, epsilon: float = 1e-6) -> None:
         super().__init__(epsilon, "zero")
@@ -554,3 +603,6 @@ class Rectified(Rule):
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         return self.then.relevance(site, positive(R))
+
+    def keeps_zeros(self, site: Any) -> bool:
+        return self.then.keeps_zeros(site)

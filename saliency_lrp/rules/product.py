@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .arithmetic import unmasked, working
-from .base import Rule
+from .base import Rule, always
 
 
 class Uniform(Rule):
@@ -17,6 +17,7 @@ class Uniform(Rule):
     """
 
     kinds = frozenset({"product", "gate", "matmul"})
+    keeps_zeros = always
 
     def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
@@ -29,6 +30,7 @@ class SignalTakesAll(Rule):
     """A gate gets nothing, the signal it multiplies gets all (Arras et al. 2017); without a gate, equal shares."""
 
     kinds = frozenset({"product", "gate", "matmul"})
+    keeps_zeros = always
 
     def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
@@ -49,6 +51,7 @@ class SoftmaxTaylor(Rule):
     """
 
     kinds = frozenset({"softmax"})
+    keeps_zeros = always
 
     def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
         x, y, R = unmasked(working(site.inputs[0])), working(site.output), working(R)
@@ -62,6 +65,7 @@ class Unrolled(Rule):
     """A fused call (LSTM, GRU, ...) takes its steps one by one; each is a site with a rule of its own."""
 
     kinds = frozenset({"recurrent", "steps"})
+    takes_several = True
 
     def relevance(self, site: Any, R: Any) -> tuple[Tensor | None, ...]:
         return site.through_steps(R)
@@ -87,10 +91,12 @@ class AttentionRule(Rule, abstract=True):
 class AttentionAttnLRP(AttentionRule):
     """AttnLRP (Achtibat et al. 2024): uniform at A·V and at Q·Kᵀ, deep Taylor at the softmax."""
 
+    keeps_zeros = always
     shares = (0.25, 0.25, 0.5)
 
 
 class AttentionCPLRP(AttentionRule):
     """CP-LRP (Ali et al. 2022): the attention weights are a gate, the values take all."""
 
+    keeps_zeros = always
     shares = (0.0, 0.0, 1.0)

@@ -5,10 +5,12 @@ the front door, ``worker`` the threads, ``still`` what a saved notebook keeps, `
 ``marks`` the lines over a picture, ``static/`` the browser's side.
 """
 
-from ..display.colours import SIGNS, blend, colour_limit, colour_table
+from ..display.colors import SIGNS, blend, color_limit, color_table
 from .compare import compare_saliency
 from .source import Channels, Checked, Map, MapSource
 from .widget import SaliencyWidget
+
+colour_limit, colour_table = color_limit, color_table  # the older spelling
 
 __all__ = [
     "SIGNS",
@@ -18,6 +20,8 @@ __all__ = [
     "MapSource",
     "SaliencyWidget",
     "blend",
+    "color_limit",
+    "color_table",
     "colour_limit",
     "colour_table",
     "compare_saliency",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..display.looks import LOOKS
 from ..explainers.registry import DEFAULT_METHODS
-from .widget import LOOK, SaliencyWidget
+from .widget import SaliencyWidget
 
 
 def compare_saliency(
@@ -27,7 +28,7 @@ def compare_saliency(
 ) -> SaliencyWidget:
     """Explore saliency methods over one picture in a notebook.
 
-    The model is run once for LRP; other rules, classes, layers and channels are backward passes of that run. Other
+    The model is run once for LRP; other composites, classes, layers and channels are backward passes of that run. Other
     methods are computed in a worker thread and appear as they finish: until then (``widget.wait()``) do not train the
     model, which they hold in evaluation mode.
 
@@ -47,7 +48,7 @@ def compare_saliency(
     methods : sequence of str
         Names from ``list_methods()``.
     composite : str, Composite or Rule
-        LRP rule to begin with.
+        Composite to begin with.
     layer : str
         A layer to show beside the methods, as in ``model.named_modules()``.
     channel : int
@@ -60,7 +61,7 @@ def compare_saliency(
     truth : array_like, optional
         Where the object is, outlined in every panel: a mask of the picture's size, or a box (left, top, right, bottom).
     **options
-        ``opacity``, ``cmap``, ``sign`` (both, positive, negative), ``percentile``, ``backdrop`` (colour, grey, none);
+        ``opacity``, ``cmap``, ``sign`` (both, positive, negative), ``percentile``, ``backdrop`` (color, gray, none);
         ``transform``, ``geometry``, ``class_names``; and the methods' own options, each for the methods that know it.
 
     Returns
@@ -75,27 +76,27 @@ def compare_saliency(
     from ..explainers.plan import plan_methods
     from .model_maps import ModelMaps
 
-    look = {name: options.pop(name) for name in LOOK if name in options}
+    look = {name: options.pop(name) for name in LOOKS if name in options}
     if isinstance(device, (list, tuple)):  # TensorWatch's older order has the methods here
         device, methods = None, device
     methods = [methods] if isinstance(methods, str) else list(methods)
     layer_path = options.pop("layer_path", None)
     plan_methods([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
     source = ModelMaps(model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path}, truth)
-    call = ["model", "image", *(["input=input"] if input is not None else [])]
-    call += ["truth=truth"] if truth is not None else []
-    call += [f"{name}={_as_code(name, value)}" for name, value in options.items()]
+    code = ["model", "image", *(["input=input"] if input is not None else [])]
+    code += ["truth=truth"] if truth is not None else []
+    code += [f"{name}={_as_code(name, value)}" for name, value in options.items()]
     return SaliencyWidget(
         source,
         selected=methods,
-        rule=source.rule,
+        composite=source.composite,
         target=source.target,
         layer=layer,
         channel=channel,
         top_k=top_k,
-        call=call,
+        code=code,
         patience=wait,
-        own_rule="" if isinstance(composite, str) else source.rule,
+        own_composite="" if isinstance(composite, str) else source.composite,
         **look,
     )
 

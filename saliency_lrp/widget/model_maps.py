@@ -19,7 +19,7 @@ from ..errors import InputError, unknown_name
 from ..explainers import registry
 from ..explainers.base import class_scores, resolve_target
 from ..explainers.cam import FeatureMap, read_feature_map
-from ..explainers.plan import options_for
+from ..explainers.plan import frameless, options_for
 from ..explainers.progress import watching
 from ..model.answer import Answer
 from ..model.card import read_card
@@ -28,7 +28,7 @@ from ..propagator import RelevancePropagator, Trace
 from ..question import find_device, prepare
 from . import marks
 from .source import Channels, Checked, Map
-from .worker import Watch
+from .worker import Progress
 
 LONGEST_SIDE = 448  # of the picture in the browser: more is not seen, and every map is as large
 MOST_VOXELS = 400_000  # of a volume: as much as two such pictures
@@ -46,7 +46,7 @@ class ModelMaps:
     raw_image, input, label, device
         As for :func:`saliency_lrp.get_saliency`; one picture.
     composite : str, Composite or Rule
-        The LRP rule that is shown first.
+        The composite that is shown first.
     options : mapping
         Options of methods, ``transform``, ``geometry``, ``class_names``, ``seed``.
     truth : array_like, optional
@@ -83,8 +83,8 @@ class ModelMaps:
         self.frame = self._frame()
         self.truth_mask = self._mask(truth, shown.shape[:2])
         self.truth = "" if self.truth_mask is None else marks.outline(self.truth_mask)
-        self.composites, self.rule, self.rules = _rules(composite)
-        self.rule_groups = _rule_groups(self.rules)
+        self._by_name, self.composite, self.composites = _named(composite)
+        self.composite_groups = _groups(self.composites)
         self.methods = registry.list_methods()
         self.forwards = 0
         self._trace: Trace | None = None
@@ -134,7 +134,7 @@ class ModelMaps:
         with self._lock:
             if self._trace is None or versions != self._versions:
                 self.forwards += 1
-                self._trace = RelevancePropagator(self.model, self.composites[self.rule]).trace(self.x)
+                self._trace = RelevancePropagator(self.model, self._by_name[self.composite]).trace(self.x)
                 self._versions = versions
             return self._trace
 
@@ -158,8 +158,7 @@ class ModelMaps:
         return self.question if self.question is not None else target
 
     def _seed(self) -> Any:
-        seed = self.options.get("seed", "logit")
-        return "logit" if isinstance(seed, int) else seed  # an integer is for random numbers
+        return frameless(self.options).get("seed", "logit")
 
     def _placed(self, values: Tensor) -> np.ndarray:
         if self.geometry is None:
@@ -170,23 +169,23 @@ class ModelMaps:
             )
         return self.geometry.place(values.detach().double().cpu().numpy())
 
-    def lrp(self, target: int | None, rule: str) -> Map:
-        """Relevance of the picture under a rule, with its account: one backward pass."""
+    def lrp(self, target: int | None, composite: str) -> Map:
+        """Relevance of the picture under a composite, with its account: one backward pass."""
         trace = self.trace()
-        relevance = trace.relevance(self._asked(target), self._seed(), self.composites[rule], account=True)
+        relevance = trace.relevance(self._asked(target), self._seed(), self._by_name[composite], account=True)
         report = trace.report()
         warnings = [*self.notes, *report.warnings]
         if not relevance.any():
             warnings.append("the map is zero everywhere")
         return Map(self._placed(relevance[0].sum(0)), _account(report, self.layers), tuple(warnings))
 
-    def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]:
+    def layer(self, name: str, target: int | None, composite: str) -> tuple[Map, Channels]:
         """Relevance at a layer, summed over its channels and enlarged; and its strongest channels."""
-        relevance = self.trace().layer_relevance(name, self._asked(target), self._seed(), self.composites[rule])
+        relevance = self.trace().layer_relevance(name, self._asked(target), self._seed(), self._by_name[composite])
         spatial = self._layers[name].spatial(relevance)[0]
         return Map(self._placed(spatial.sum(0))), _channels(spatial)
 
-    def check(self, panel: str, target: int | None, rule: str, watch: Watch) -> Checked:
+    def check(self, panel: str, target: int | None, composite: str, watch: Progress) -> Checked:
         """Measure whether a map can be trusted; see :mod:`saliency_lrp.check`."""
         from ..check.door import check
 
@@ -194,12 +193,12 @@ class ModelMaps:
         options = {**options_for(name, self.options.get("layer_path"), self.options)}
         layer_path = options.pop("layer_path", None)
         if panel == "lrp":
-            options["composite"] = self.composites[rule]
+            options["composite"] = self._by_name[composite]
         with watching(watch.reached):
             found = check(self.model, None, self.x, self._asked(target), method=name, layer_path=layer_path, **options)
         return _checked(found, self._placed, registry.is_signed(name))
 
-    def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map:
+    def concept(self, layer: str, channel: int, target: int | None, composite: str) -> Map:
         """Relevance that reaches the picture through one channel of a layer (Achtibat et al. 2023).
 
         Relevance is taken at the layer, every other channel is set to 0, and what is left goes on to the picture.
@@ -210,10 +209,10 @@ class ModelMaps:
         if not 0 <= channel < channels.shape[1]:
             raise InputError(f"layer {layer!r} has channels 0 to {channels.shape[1] - 1}, not {channel}.")
         channels[:, channel] = 1
-        through = trace.relevance(self._asked(target), self._seed(), self.composites[rule], condition={layer: mask})
+        through = trace.relevance(self._asked(target), self._seed(), self._by_name[composite], condition={layer: mask})
         return Map(self._placed(through[0].sum(0)))
 
-    def method(self, name: str, target: int | None, watch: Watch) -> Map:
+    def method(self, name: str, target: int | None, watch: Progress) -> Map:
         """The map of any other method; `watch` hears of its passes and can call it off."""
         options = options_for(name, self.options.get("layer_path"), self.options)
         explainer = registry.get(name, self.model, **options)
@@ -253,9 +252,9 @@ def _shown(raw: Any, x: Tensor) -> np.ndarray:
         return np.asarray(images.load_image(raw).picture())
     values = x[0].detach().float().cpu()
     if values.ndim == 4:
-        return volume.greys(values, MOST_VOXELS)
+        return volume.grays(values, MOST_VOXELS)
     values = values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)
-    return np.rint(images.normalise(values.permute(1, 2, 0).numpy()) * 255).astype(np.uint8)
+    return np.rint(images.normalize(values.permute(1, 2, 0).numpy()) * 255).astype(np.uint8)
 
 
 def _shrunk(picture: np.ndarray, geometry: images.Geometry) -> tuple[np.ndarray, images.Geometry]:
@@ -271,7 +270,7 @@ def _shrunk(picture: np.ndarray, geometry: images.Geometry) -> tuple[np.ndarray,
     return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX)), images.Geometry(size, box)
 
 
-def _rules(composite: Any) -> tuple[dict[str, composites.Composite], str, list[str]]:
+def _named(composite: Any) -> tuple[dict[str, composites.Composite], str, list[str]]:
     """Composites by the name they have in the selector; the one to begin with; all names."""
     known = {name: composites.get(name) for name in composites.list_composites()}
     if isinstance(composite, str):
@@ -282,12 +281,13 @@ def _rules(composite: Any) -> tuple[dict[str, composites.Composite], str, list[s
     return {own.name: own, **known}, own.name, list({own.name: own, **known})
 
 
-def _rule_groups(rules: list[str]) -> list[list[Any]]:
-    """Rules with a line about each, those to begin with first; one's own before all."""
+def _groups(names: list[str]) -> list[list[Any]]:
+    """Composites with a line about each, those to begin with first; one's own before all."""
     known = composites.list_composites()
-    own = [[name, "the rule that was given"] for name in rules if name not in known]
+    own = [[name, "the composite that was given"] for name in names if name not in known]
     groups: list[list[Any]] = [
-        [group, [[name, composites.describe(name)] for name in names]] for group, names in composites.grouped().items()
+        [group, [[name, composites.describe(name)] for name in members]]
+        for group, members in composites.grouped().items()
     ]
     groups[0][1] = own + groups[0][1]
     return groups

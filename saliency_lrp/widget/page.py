@@ -20,7 +20,7 @@ import numpy as np
 STATIC = pathlib.Path(__file__).parent / "static"
 SCRIPT, STYLE = STATIC / "overlay.js", STATIC / "overlay.css"
 #: steps of the square root of |R| on either side of zero
-STEPS = 511
+ROOT_STEPS = 511
 #: values up to which a map is kept as it is
 _EXACT = 20_000
 #: bytes up to which a picture is kept as it is
@@ -42,7 +42,7 @@ def packed_map(values: np.ndarray) -> dict[str, Any]:
     if values.size <= _EXACT:
         return {"floats": _text(zlib.compress(np.ascontiguousarray(values, "<f4").tobytes(), 9))}
     largest = float(np.abs(values).max(initial=0.0))
-    steps = np.rint(STEPS * np.sqrt(np.abs(values) / (largest or 1.0)) * np.sign(values)).astype(np.int32)
+    steps = np.rint(ROOT_STEPS * np.sqrt(np.abs(values) / (largest or 1.0)) * np.sign(values)).astype(np.int32)
     differences = np.diff(steps.reshape(-1), prepend=0)
     folded = np.where(differences < 0, -2 * differences - 1, 2 * differences)
     planes = np.concatenate([folded & 255, folded >> 8]).astype(np.uint8)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .worker import Watch
+from .worker import Progress
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,18 @@ class Checked:
 class MapSource(Protocol):
     """What the widget shows: a model's maps for one picture.
 
-    A source may have more: ``frame``, ``truth``, ``truth_mask`` and ``rule_groups`` as :class:`ModelMaps` has them, and
-    ``check(panel, target, rule, watch) -> Checked``.
+    A source may have more: ``frame``, ``truth``, ``truth_mask`` and ``composite_groups`` as :class:`ModelMaps` has
+    them, and ``check(panel, target, composite, watch) -> Checked``.
     """
 
     picture: np.ndarray  # (height, width, 3) uint8, or (depth, height, width, 3) slices
     probabilities: np.ndarray  # (classes,) float; empty where the model is no classifier
     classes: list[str]
     methods: list[str]
-    rules: list[str]
+    composites: list[str]
     layers: list[str]
 
-    def lrp(self, target: int | None, rule: str) -> Map: ...
-    def layer(self, name: str, target: int | None, rule: str) -> tuple[Map, Channels]: ...
-    def concept(self, layer: str, channel: int, target: int | None, rule: str) -> Map: ...
-    def method(self, name: str, target: int | None, watch: Watch) -> Map: ...
+    def lrp(self, target: int | None, composite: str) -> Map: ...
+    def layer(self, name: str, target: int | None, composite: str) -> tuple[Map, Channels]: ...
+    def concept(self, layer: str, channel: int, target: int | None, composite: str) -> Map: ...
+    def method(self, name: str, target: int | None, watch: Progress) -> Map: ...

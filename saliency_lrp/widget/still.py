@@ -20,7 +20,7 @@ from typing import Any
 #: seconds without a change after which the still is made anew
 QUIET = 0.7
 #: bytes above which a picture is kept in 256 colours
-LARGEST_TRUE_COLOUR = 100_000
+LARGEST_TRUE_COLOR = 100_000
 #: characters above which a page is not put into a notebook
 LARGEST_PAGE = 3_000_000
 
@@ -51,7 +51,7 @@ def small_png(png: bytes) -> bytes:
     """A large picture in 256 colours: a third of the bytes, and what is seen is the same."""
     from PIL import Image
 
-    if len(png) <= LARGEST_TRUE_COLOUR:
+    if len(png) <= LARGEST_TRUE_COLOR:
         return png
     buffer = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(buffer, "PNG")

@@ -2,7 +2,7 @@
 
 The kernel sends the picture, the signed maps and the colour tables once. Opacity, colours, sign, clipping, zoom and
 the value under the mouse are then the browser's business and cost no message. What has to be computed (another class,
-method, rule, layer or channel) is computed in worker threads and appears as it finishes.
+method, composite, layer or channel) is computed in worker threads and appears as it finishes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,9 @@ import anywidget
 import numpy as np
 import traitlets
 
-from ..display.colours import (
-    BACKDROPS,
-    CLIP_PERCENTILE,
-    DIVERGING,
-    OPACITY,
-    SIGNED_COLOURS,
-    SIGNS,
-    UNSIGNED_COLOURS,
-    backdrop_name,
-    blend,
-    colour_limit,
-    colour_table,
-)  # fmt: skip
+from ..display.colors import DIVERGING, UNSIGNED_COLORS, blend, color_limit, color_table
 from ..display.contact_sheet import contact_sheet
+from ..display.looks import LOOKS, Choice, Scale
 from ..display.volume import strongest
 from ..errors import InputError, unknown_name
 from ..explainers.progress import duration
@@ -41,28 +30,55 @@ from ..explainers.registry import LRP_PREFIX
 from . import marks, page
 from .source import Channels, Checked, Map, MapSource
 from .still import Still, small_png, somebody_watches, still_html
-from .worker import Cancelled, Lane, Watch
+from .worker import Cancelled, Progress, Worker
 
-TRACED = ("lrp", "layer", "concept")  # panels that follow the rule selector, and reuse the one forward
+TRACED = ("lrp", "layer", "concept")  # panels that follow the composite selector, and reuse the one forward
 #: states of panels that something is still to come for
 UNFINISHED = ("waiting", "running")
 #: seconds that showing waits for maps that cost one backward pass
 TRACED_PATIENCE = 30.0
 #: what a front end may ask for: it is computed
-ASKED = ("target", "selected", "rule", "layer", "channel")
-#: how maps are looked at: options of the widget that cost no message
-LOOK = ("opacity", "cmap", "sign", "percentile", "backdrop")
+ASKED = ("target", "selected", "composite", "layer", "channel")
+#: what a page of its own has no use for
+NOT_SAVED = ("layout", "tabbable", "tooltip", "key")
+
+
+#: more than any layer has
+MOST_CHANNELS = 2**24
 
 
 def _map_trait(panel: str) -> str:
     return f"map_{panel}"
 
 
-class SaliencyWidget(anywidget.AnyWidget):
+class Spelled(traitlets.Enum):
+    """One of some names, in any spelling that is understood."""
+
+    def __init__(self, choice: Choice) -> None:
+        super().__init__(list(choice.names or ()), choice.default)
+        self.choice = choice
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        return super().validate(obj, self.choice.as_kept(value))
+
+
+def _look_trait(look: Scale | Choice) -> traitlets.TraitType[Any, Any]:
+    if isinstance(look, Scale):
+        return traitlets.Float(look.default, min=look.low, max=look.high)
+    return traitlets.Unicode(look.default) if look.names is None else Spelled(look)
+
+
+#: the traits of how maps are looked at
+Looked = type(
+    "Looked", (traitlets.HasTraits,), {name: _look_trait(look).tag(sync=True) for name, look in LOOKS.items()}
+)
+
+
+class SaliencyWidget(Looked, anywidget.AnyWidget):  # type: ignore[valid-type,misc]  # made of a table
     """Saliency maps side by side over one picture, live in a notebook and a picture without a kernel.
 
     Made by :func:`compare_saliency`. Everything shown is a traitlet: ``widget.target = 3`` does what the class
-    selector does, as do ``rule``, ``selected``, ``layer``, ``channel``, ``opacity``, ``cmap``, ``sign``,
+    selector does, as do ``composite``, ``selected``, ``layer``, ``channel``, ``opacity``, ``cmap``, ``sign``,
     ``percentile`` and ``backdrop``.
     """
 
@@ -83,7 +99,11 @@ class SaliencyWidget(anywidget.AnyWidget):
     truth = traitlets.Unicode(help="outline of the object, as an SVG path").tag(sync=True)
     luts = traitlets.Dict().tag(sync=True)
     sequential = traitlets.Bytes(b"", help="colours of maps without a sign").tag(sync=True)
-    call: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    code: traitlets.List[Any] = traitlets.List(help="the call that made this view, as far as it is fixed").tag(
+        sync=True
+    )
+    looks = traitlets.Dict(help="the controls of how maps are looked at").tag(sync=True)
+    saved: traitlets.List[Any] = traitlets.List(help="the traits that a page of its own keeps").tag(sync=True)
 
     panels: traitlets.List[Any] = traitlets.List().tag(sync=True)
     classes: traitlets.List[Any] = traitlets.List().tag(sync=True)
@@ -91,10 +111,10 @@ class SaliencyWidget(anywidget.AnyWidget):
     top: traitlets.List[Any] = traitlets.List().tag(sync=True)
     can_check = traitlets.Bool(False, help="whether maps can be checked").tag(sync=True)
     methods: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    rules: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    rule_groups: traitlets.List[Any] = traitlets.List(help="[group, [[rule, line], ...]], the first to begin with").tag(
-        sync=True
-    )
+    composites: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    composite_groups: traitlets.List[Any] = traitlets.List(
+        help="[group, [[composite, line], ...]], the first to begin with"
+    ).tag(sync=True)
     layers: traitlets.List[Any] = traitlets.List().tag(sync=True)
     channels: traitlets.List[Any] = traitlets.List().tag(sync=True)
     channel_maps = traitlets.Bytes().tag(sync=True)
@@ -102,30 +122,26 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     target = traitlets.Int(-1, help="class explained; -1: the model has no classes to choose from").tag(sync=True)
     selected: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    rule = traitlets.Unicode().tag(sync=True)
-    own_rule = traitlets.Unicode("", help="rule that was given as an object, which no name reproduces").tag(sync=True)
+    composite = traitlets.Unicode().tag(sync=True)
+    own_composite = traitlets.Unicode("", help="composite that was given as an object, which no name reproduces").tag(
+        sync=True
+    )
     layer = traitlets.Unicode("", help="layer shown beside the methods; empty: none").tag(sync=True)
     channel = traitlets.Int(-1, help="channel of the layer whose concept map is shown; -1: none").tag(sync=True)
-
-    opacity = traitlets.Float(OPACITY, min=0, max=1).tag(sync=True)
-    cmap = traitlets.Unicode(SIGNED_COLOURS).tag(sync=True)
-    sign = traitlets.Enum(list(SIGNS), "both").tag(sync=True)
-    percentile = traitlets.Float(CLIP_PERCENTILE, min=0, max=100).tag(sync=True)
-    backdrop = traitlets.Enum(list(BACKDROPS), "grey").tag(sync=True)
 
     def __init__(
         self,
         source: MapSource,
         *,
         selected: Sequence[str],
-        rule: str,
+        composite: str,
         target: int = -1,
         layer: str = "",
         channel: int = -1,
         top_k: int = 5,
-        call: Sequence[str] = ("model", "image"),
+        code: Sequence[str] = ("model", "image"),
         patience: float | None = 2.0,
-        own_rule: str = "",
+        own_composite: str = "",
         **look: Any,
     ) -> None:
         self._source = source
@@ -134,14 +150,13 @@ class SaliencyWidget(anywidget.AnyWidget):
         self._unsigned: set[str] = set()
         self._started: dict[str, float] = {}
         self._sliced = False  # whether the slice was chosen by a map
-        self._watches: dict[str, Watch] = {}
+        self._progresses: dict[str, Progress] = {}
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
-        self._lanes = {True: Lane("saliency traced maps"), False: Lane("saliency methods")}
-        self._check(selected=selected, rule=rule, layer=layer)
-        look = {name: backdrop_name(value) if name == "backdrop" else value for name, value in look.items()}
-        colour = look.get("cmap", SIGNED_COLOURS)
-        names = list(dict.fromkeys([*DIVERGING, colour]))
+        self._workers = {True: Worker("saliency traced maps"), False: Worker("saliency methods")}
+        self._check(selected=selected, composite=composite, layer=layer)
+        color = look.get("cmap", LOOKS["cmap"].default)
+        names = list(dict.fromkeys([*DIVERGING, color]))
         self._volume = source.picture if source.picture.ndim == 4 else source.picture[None]
         depth, height, width = self._volume.shape[:3]
         # before the widget opens: one message then carries one map
@@ -159,33 +174,35 @@ class SaliencyWidget(anywidget.AnyWidget):
             slice=depth // 2,
             frame=list(getattr(source, "frame", ())),
             truth=getattr(source, "truth", ""),
-            rule_groups=list(getattr(source, "rule_groups", ())),
+            composite_groups=list(getattr(source, "composite_groups", ())),
             image=np.ascontiguousarray(source.picture).tobytes(),
-            luts={name: colour_table(name).tobytes() for name in names},
-            sequential=colour_table(UNSIGNED_COLOURS).tobytes(),
-            call=list(call),
+            luts={name: color_table(name).tobytes() for name in names},
+            sequential=color_table(UNSIGNED_COLORS).tobytes(),
+            code=list(code),
+            looks={name: control.for_page() for name, control in LOOKS.items()},
             classes=list(source.classes),
             class_count=len(source.probabilities),
             top=self._top(target, top_k),
             methods=list(source.methods),
             can_check=hasattr(source, "check"),
-            rules=list(source.rules),
+            composites=list(source.composites),
             layers=list(source.layers),
             target=target,
             selected=list(dict.fromkeys(selected)),
-            rule=rule,
-            own_rule=own_rule,
+            composite=composite,
+            own_composite=own_composite,
             layer=layer,
             channel=channel,
             **look,
         )
         self.key = self.model_id or ""
+        self.saved = [name for name in self.keys if not name.startswith(("_", "map_")) and name not in NOT_SAVED]
         self._still = Still(self._still_bundle)
         self._finishes_cells = False
         self._shown: Any = None
-        self.observe(self._picture_changed, ["panels", "channels", "slice", *LOOK])
+        self.observe(self._picture_changed, ["panels", "channels", "slice", *LOOKS])
         self.observe(self._retarget, "target")
-        self.observe(self._rerule, "rule")
+        self.observe(self._recompose, "composite")
         self.observe(self._reselect, "selected")
         self.observe(self._relayer, "layer")
         self.observe(self._rechannel, "channel")
@@ -194,16 +211,16 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     # ---- what is asked -------------------------------------------------------------------------------------------
 
-    def _check(self, *, selected: Iterable[str] = (), rule: str | None = None, layer: str = "") -> None:
+    def _check(self, *, selected: Iterable[str] = (), composite: str | None = None, layer: str = "") -> None:
         for name in selected:
             if name not in self._source.methods:
                 raise unknown_name("method", name, self._source.methods)
-        if rule is not None and self._source.rules and rule not in self._source.rules:
-            raise unknown_name("LRP rule", rule, self._source.rules)
+        if composite is not None and self._source.composites and composite not in self._source.composites:
+            raise unknown_name("composite", composite, self._source.composites)
         if layer and layer not in self._source.layers:
             raise unknown_name("layer", layer, self._source.layers)
 
-    @traitlets.validate(*ASKED, *LOOK, "slice")
+    @traitlets.validate(*ASKED, *LOOKS, "slice")
     def _valid(self, proposal: Mapping) -> Any:
         return self._checked(proposal["trait"].name, proposal["value"])
 
@@ -216,18 +233,18 @@ class SaliencyWidget(anywidget.AnyWidget):
         elif name == "selected":
             self._check(selected=value)
             return list(dict.fromkeys(value))
-        elif name in ("rule", "layer"):
+        elif name in ("composite", "layer"):
             self._check(**{name: value})
-        elif name == "channel" and value < -1:
+        elif name == "channel" and not -1 <= value < MOST_CHANNELS:
             raise InputError(f"channel {value} should be a number of a channel, or -1 for none.")
         elif name == "slice" and not 0 <= value < len(self._volume):
             raise InputError(
                 f"slice {value} is none of this picture's {len(self._volume)}: 0 to {len(self._volume) - 1}."
             )
-        elif name in ("opacity", "percentile") and not math.isfinite(value):
+        elif isinstance(LOOKS.get(name), Scale) and not math.isfinite(value):
             raise InputError(f"{name} should be a finite number, not {value}.")
         elif name == "cmap" and value not in self.luts:
-            self.luts = {**self.luts, value: colour_table(value).tobytes()}
+            self.luts = {**self.luts, value: color_table(value).tobytes()}
         return value
 
     def set_state(self, sync_data: Mapping[str, Any]) -> None:
@@ -237,8 +254,8 @@ class SaliencyWidget(anywidget.AnyWidget):
         """
         taken = {}
         for name, value in sync_data.items():
-            if name in (*ASKED, *LOOK, "slice"):
-                with contextlib.suppress(InputError, traitlets.TraitError):
+            if name in (*ASKED, *LOOKS, "slice"):
+                with contextlib.suppress(ValueError, TypeError, OverflowError, traitlets.TraitError):
                     taken[name] = self._checked(name, self.traits()[name].validate(self, value))
         super().set_state(taken)
         refused = [name for name in sync_data if name not in taken and name in self.keys]
@@ -265,7 +282,7 @@ class SaliencyWidget(anywidget.AnyWidget):
     def _retarget(self, change: Mapping) -> None:
         self._compute(self._wanted())
 
-    def _rerule(self, change: Mapping) -> None:
+    def _recompose(self, change: Mapping) -> None:
         self._compute([panel for panel in self._wanted() if panel in TRACED])
 
     def _reselect(self, change: Mapping) -> None:
@@ -285,7 +302,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         actions = {"cancel": self.cancel, "check": self.check}
         if not isinstance(content, Mapping) or not all(isinstance(content.get(key), str) for key in ("type", "id")):
             return
-        if content["type"] in actions and content["id"] in self._watches:
+        if content["type"] in actions and content["id"] in self._progresses:
             actions[content["type"]](content["id"])
 
     def _picture_changed(self, change: Mapping) -> None:
@@ -301,8 +318,8 @@ class SaliencyWidget(anywidget.AnyWidget):
     def _compute(self, panels: Sequence[str]) -> None:
         wanted = self._wanted()
         with self._lock:
-            for gone in [panel for panel in self._watches if panel not in wanted]:
-                self._watches.pop(gone).cancel()
+            for gone in [panel for panel in self._progresses if panel not in wanted]:
+                self._progresses.pop(gone).cancel()
                 self._forget(gone)
             self._order(wanted)
             for panel in panels:
@@ -320,27 +337,27 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     def _title(self, panel: str) -> str:
         titles = {
-            "lrp": lambda: f"lrp · {self.rule}",
+            "lrp": lambda: f"lrp · {self.composite}",
             "layer": lambda: f"layer {self.layer}",
             "concept": lambda: f"channel {self.channel} of {self.layer}",
         }
         return titles.get(panel, lambda: panel)()
 
     def _submit(self, panel: str) -> None:
-        if panel in self._watches:
-            self._watches[panel].cancel()
-        watch = Watch(lambda done, total: self._progress(panel, watch, done, total))
-        self._watches[panel] = watch
+        if panel in self._progresses:
+            self._progresses[panel].cancel()
+        watch = Progress(lambda done, total: self._progress(panel, watch, done, total))
+        self._progresses[panel] = watch
         title = self._title(panel)
-        ask = (self.target if self.target >= 0 else None, self.rule, self.layer, self.channel)
+        ask = (self.target if self.target >= 0 else None, self.composite, self.layer, self.channel)
         self._describe(panel, {"title": title, "state": "waiting"})
-        self._lanes[self._is_traced(panel)].submit(lambda: self._job(panel, watch, ask), watch)
+        self._workers[self._is_traced(panel)].submit(lambda: self._job(panel, watch, ask), watch)
 
     @staticmethod
     def _is_traced(panel: str) -> bool:
         return panel in TRACED or panel.startswith(LRP_PREFIX)
 
-    def _job(self, panel: str, watch: Watch, ask: tuple) -> None:
+    def _job(self, panel: str, watch: Progress, ask: tuple) -> None:
         try:
             watch.check()
             self._settle(panel, watch, state="running")
@@ -355,14 +372,14 @@ class SaliencyWidget(anywidget.AnyWidget):
             self._publish(panel, watch, found, channels, seconds)
 
     def _map(
-        self, panel: str, watch: Watch, target: int | None, rule: str, layer: str, channel: int
+        self, panel: str, watch: Progress, target: int | None, composite: str, layer: str, channel: int
     ) -> tuple[Map, Channels | None]:
         if panel == "layer":
-            return self._source.layer(layer, target, rule)
+            return self._source.layer(layer, target, composite)
         if panel == "concept":
-            return self._source.concept(layer, channel, target, rule), None
+            return self._source.concept(layer, channel, target, composite), None
         if self._is_traced(panel):
-            return self._source.lrp(target, rule if panel == "lrp" else panel.removeprefix(LRP_PREFIX)), None
+            return self._source.lrp(target, composite if panel == "lrp" else panel.removeprefix(LRP_PREFIX)), None
         return self._source.method(panel, target, watch), None
 
     def check(self, panel: str = "lrp") -> None:
@@ -377,14 +394,14 @@ class SaliencyWidget(anywidget.AnyWidget):
             raise InputError(
                 f"there is no finished map {panel!r} to check: there are {', '.join(self._maps) or 'none'}."
             )
-        watch, ask = self._watches[panel], (self.target if self.target >= 0 else None, self.rule)
+        watch, ask = self._progresses[panel], (self.target if self.target >= 0 else None, self.composite)
         self._settle_check(panel, watch, {"state": "running"})
-        self._lanes[False].submit(lambda: self._check_job(panel, watch, ask), Watch())
+        self._workers[False].submit(lambda: self._check_job(panel, watch, ask), Progress())
 
-    def _check_job(self, panel: str, watch: Watch, ask: tuple) -> None:
+    def _check_job(self, panel: str, watch: Progress, ask: tuple) -> None:
         try:
             source: Any = self._source  # has it: can_check says so
-            found: Checked = source.check(panel, *ask, Watch())
+            found: Checked = source.check(panel, *ask, Progress())
             pictures = [{"title": name, "src": self._small(values, found.signed)} for name, values in found.maps]
             news = {
                 "state": "done",
@@ -398,10 +415,10 @@ class SaliencyWidget(anywidget.AnyWidget):
             news = {"state": "failed", "verdict": f"{type(error).__name__}: {error}"}
         self._settle_check(panel, watch, news)
 
-    def _settle_check(self, panel: str, watch: Watch, news: Mapping[str, Any]) -> None:
+    def _settle_check(self, panel: str, watch: Progress, news: Mapping[str, Any]) -> None:
         """Show what a check found, unless the map has become another meanwhile."""
         with self._lock:
-            if self._watches.get(panel) is watch and panel in self._maps:
+            if self._progresses.get(panel) is watch and panel in self._maps:
                 self.panels = [
                     {**info, "check": dict(news)} if info["id"] == panel and info["state"] == "done" else info
                     for info in self.panels
@@ -409,18 +426,18 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     def _small(self, values: np.ndarray, signed: bool) -> str:
         """A map over the picture, small, as a data address."""
-        limit = colour_limit(values, self.percentile)
+        limit = color_limit(values, self._look()["percentile"])
         pixels = blend(self._volume[self.slice], self._slice_of(values), signed=signed, limit=limit, **self._look())
         return page.thumbnail(pixels)
 
-    def _publish(self, panel: str, watch: Watch, found: Map, channels: Channels | None, seconds: float) -> None:
+    def _publish(self, panel: str, watch: Progress, found: Map, channels: Channels | None, seconds: float) -> None:
         values = np.asarray(found.values, np.float32)
         warnings = list(found.warnings)
         if not np.isfinite(values).all():
             warnings.append("the map has NaN or infinite values: they are shown as 0")
             values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
         with self._lock:
-            if self._watches.get(panel) is not watch:
+            if self._progresses.get(panel) is not watch:
                 return
             if values.ndim == 3 and not self._maps and not self._sliced:
                 self._sliced, self.slice = True, strongest(values)[0]
@@ -439,14 +456,14 @@ class SaliencyWidget(anywidget.AnyWidget):
         self.channel_maps = np.ascontiguousarray(channels.maps, "<f4").tobytes()
         self.channels = channels.entries
 
-    def _progress(self, panel: str, watch: Watch, done: int, total: int | None) -> None:
+    def _progress(self, panel: str, watch: Progress, done: int, total: int | None) -> None:
         seconds = time.perf_counter() - self._started.get(panel, time.perf_counter())
         left = duration(seconds * (total - done) / done) if done and total else ""
         self._settle(panel, watch, state="running", done=done, total=total, left=left)
 
-    def _settle(self, panel: str, watch: Watch, **news: Any) -> None:
+    def _settle(self, panel: str, watch: Progress, **news: Any) -> None:
         with self._lock:
-            if self._watches.get(panel) is watch:
+            if self._progresses.get(panel) is watch:
                 self._describe(panel, news)
                 self._settled.notify_all()
 
@@ -480,7 +497,7 @@ class SaliencyWidget(anywidget.AnyWidget):
     def cancel(self, panel: str | None = None) -> None:
         """Stop computing one panel (by its method's name), or all of them."""
         with self._lock:
-            for name, watch in self._watches.items():
+            for name, watch in self._progresses.items():
                 if panel in (None, name):
                     watch.cancel()
                     if any(info["id"] == name and info["state"] in UNFINISHED for info in self.panels):
@@ -501,8 +518,17 @@ class SaliencyWidget(anywidget.AnyWidget):
 
     # ---- without a kernel ----------------------------------------------------------------------------------------
 
+    @property
+    def rule(self) -> str:
+        """The composite, by its older name."""
+        return self.composite
+
+    @rule.setter
+    def rule(self, name: str) -> None:
+        self.composite = name
+
     def _look(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("opacity", "cmap", "sign", "percentile", "backdrop")}
+        return {name: getattr(self, name) for name in LOOKS}
 
     def to_png(self, columns: int = 3, width: int = 224) -> bytes:
         """The panels as one PNG picture, blended as the browser does.
@@ -523,7 +549,7 @@ class SaliencyWidget(anywidget.AnyWidget):
             signed = info["id"] not in self._unsigned
             shown = picture
             if values is not None:
-                limit = colour_limit(values, self.percentile)
+                limit = color_limit(values, self._look()["percentile"])
                 shown = blend(picture, self._slice_of(values), signed=signed, limit=limit, **self._look())
             tiles.append((self._marked(shown), info["title"], self._caption(info)))
         return contact_sheet(tiles, columns=columns, width=width)
@@ -541,10 +567,8 @@ class SaliencyWidget(anywidget.AnyWidget):
         return (info.get("account") or {}).get("summary", "")
 
     def _state_for_page(self) -> dict[str, Any]:
-        left_out = ("layout", "tabbable", "tooltip", "page", "key", "image", "channel_maps")
-        names = [name for name in self.keys if not name.startswith(("_", "map_")) and name not in left_out]
         with self._lock:
-            state = {name: getattr(self, name) for name in names}
+            state = {name: getattr(self, name) for name in self.saved}
             maps, channel_maps = dict(self._maps), np.frombuffer(self.channel_maps, "<f4")
         state["panels"] = [
             {**info, "state": "not computed"} if info["state"] in UNFINISHED else info for info in state["panels"]
@@ -552,7 +576,7 @@ class SaliencyWidget(anywidget.AnyWidget):
         state.update({_map_trait(panel): page.packed_map(values) for panel, values in maps.items()})
         slices, height, width, _ = self._volume.shape  # under one another
         state["image"] = page.packed_picture(self._volume.reshape(slices * height, width, 3))
-        return {**state, "channel_maps": page.packed_map(channel_maps), "page": page.template(), "live": False}
+        return {**state, "channel_maps": page.packed_map(channel_maps), "live": False}
 
     def to_html(self) -> str:
         """A page of its own: the same view, interactive, with no kernel and no network.
@@ -591,20 +615,20 @@ class SaliencyWidget(anywidget.AnyWidget):
         return {"image/png": base64.b64encode(png).decode("ascii"), "text/html": html, "text/plain": repr(self)}
 
     def _still_caption(self) -> str:
-        """Class, rule and how much of the score the map accounts for, as far as they are known."""
+        """Class, composite and how much of the score the map accounts for, as far as they are known."""
         parts = []
         if self.target >= 0:
             known = {entry["index"]: entry for entry in self._top(self.target, 1)}[self.target]
             parts.append(f"{known['name']} ({known['probability']:.1%})")
-        parts.append(f"LRP rule {self.rule}")
+        parts.append(f"composite {self.composite}")
         lrp: Mapping[str, Any] = next((info for info in self.panels if info["id"] == "lrp"), {})
         parts += [summary for summary in [(lrp.get("account") or {}).get("summary")] if summary]
-        return " · ".join(parts) + ". Run the cell to ask for other classes, rules and layers."
+        return " · ".join(parts) + ". Run the cell to ask for other classes, composites and layers."
 
     def __repr__(self) -> str:
         label = f", label={self.target}" if self.target >= 0 else ""
         return (
-            f"SaliencyWidget(methods={tuple(self.selected)}{label}, composite={self.rule!r}, "
+            f"SaliencyWidget(methods={tuple(self.selected)}{label}, composite={self.composite!r}, "
             f"size={self.width}x{self.height})"
         )
 

@@ -15,7 +15,7 @@ class Cancelled(Exception):
     """The work was called off by the user."""
 
 
-class Watch:
+class Progress:
     """Progress of one piece of work, and the way to call it off.
 
     Parameters
@@ -63,26 +63,26 @@ class Watch:
             self._report(self.done, total)
 
 
-class Lane:
+class Worker:
     """One daemon thread that does jobs in the order given; it starts with the first job and ends when idle."""
 
-    running: ClassVar[weakref.WeakSet[Lane]] = weakref.WeakSet()
+    running: ClassVar[weakref.WeakSet[Worker]] = weakref.WeakSet()
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Watch]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Progress]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._present: Watch | None = None
+        self._present: Progress | None = None
         self._closing = False
 
-    def submit(self, job: Callable[[], None], watch: Watch) -> None:
+    def submit(self, job: Callable[[], None], watch: Progress) -> None:
         """Queue a job, which must not raise, and the watch that calls it off."""
         with self._lock:
             self._jobs.put((job, watch))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                Lane.running.add(self)
+                Worker.running.add(self)
                 self._thread.start()
 
     def _work(self) -> None:
@@ -109,7 +109,7 @@ class Lane:
 
 
 @atexit.register
-def _close_lanes() -> None:
+def _close_workers() -> None:
     # a daemon thread inside torch while the interpreter is torn down can crash the process
-    for lane in list(Lane.running):
-        lane.close()
+    for worker in list(Worker.running):
+        worker.close()

@@ -1,11 +1,11 @@
 // The relevance overlay: pictures are blended here, so that looking costs no message to the kernel.
-// The kernel is asked only for what must be computed: another class, method, rule, layer or channel.
+// The kernel is asked only for what must be computed: another class, method, composite, layer or channel.
 
 const MAX_ZOOM = 16;
 const LUT_LAST = 255;
-const MORE = " more"; // no rule has that name
+const MORE = " more"; // no composite has that name
 const NARROW = 500; // pixels below which the looks are folded
-const DARKEST = 70; // of the light greys
+const DARKEST = 70; // of the light grays
 
 /* ---------- pure functions on pixels (the Python side has the same arithmetic) ---------- */
 
@@ -14,8 +14,8 @@ export function sortedMagnitudes(values) {
   return Float32Array.from(values, Math.abs).sort();
 }
 
-/** The magnitude that gets full colour: a percentile of |R| (linear interpolation), the maximum where that is 0. */
-export function colourLimit(magnitudes, percentile) {
+/** The magnitude that gets full color: a percentile of |R| (linear interpolation), the maximum where that is 0. */
+export function colorLimit(magnitudes, percentile) {
   const last = magnitudes.length - 1;
   if (last < 0) return 0;
   const place = (percentile / 100) * last;
@@ -31,8 +31,8 @@ const KEEP = {
   negative: (t) => Math.min(t, 0),
 };
 
-/** Colour (3 bytes) and opacity (sqrt of the clipped |R|, so zero is transparent) of every pixel. */
-export function colourise(values, limit, sign, lut, hasSign = true) {
+/** Color (3 bytes) and opacity (sqrt of the clipped |R|, so zero is transparent) of every pixel. */
+export function colorise(values, limit, sign, lut, hasSign = true) {
   const keep = hasSign ? KEEP[sign] : Math.abs;
   const scale = limit > 0 ? 1 / limit : 0;
   const rgb = new Uint8Array(values.length * 3);
@@ -49,8 +49,8 @@ export function colourise(values, limit, sign, lut, hasSign = true) {
 }
 
 const BACKDROPS = {
-  colour: (image) => image,
-  grey: (image) => {
+  color: (image) => image,
+  gray: (image) => {
     const out = new Uint8Array(image.length);
     for (let i = 0; i < image.length; i += 3) {
       const luma = 0.299 * image[i] + 0.587 * image[i + 1] + 0.114 * image[i + 2];
@@ -104,7 +104,7 @@ const percent = (fraction) => `${(100 * fraction).toFixed(fraction < 0.0995 ? 2 
 const signed = (value) => (value > 0 ? "+" : "") + value.toPrecision(3);
 const className = (model, index) => model.get("classes")[index] ?? `class ${index}`;
 
-function labelled(text, control, extra) {
+function labeled(text, control, extra) {
   control.setAttribute("aria-label", text);
   return h("label", { className: "saliency-control" }, h("span", {}, text), control, extra);
 }
@@ -245,7 +245,7 @@ class Panel {
     canvas.addEventListener("pointerleave", () => board.point(null));
     canvas.addEventListener("pointerdown", (event) => board.startPan(event, canvas));
     canvas.addEventListener("keydown", (event) => board.key(event));
-    canvas.addEventListener("focus", () => board.point(board.spot ?? board.centre()));
+    canvas.addEventListener("focus", () => board.point(board.spot ?? board.center()));
     // Ctrl or Shift: a plain wheel must go on scrolling the notebook
     canvas.addEventListener("wheel", (event) => {
       if (!event.ctrlKey && !event.shiftKey && board.zoom.scale === 1) return;
@@ -272,7 +272,7 @@ class Panel {
   describe(info) {
     if (info.state === "done" && this.signed !== (info.signed ?? true)) {
       this.signed = !this.signed;
-      this.recolour();
+      this.recolor();
     }
     this.title.textContent = info.title;
     this.title.title = info.title;
@@ -388,11 +388,11 @@ class Panel {
   cut() {
     const { width, height, slice } = this.board;
     this.values = this.volume && this.volume.subarray(slice * width * height, (slice + 1) * width * height);
-    this.recolour();
+    this.recolor();
     this.label();
   }
 
-  recolour() {
+  recolor() {
     const { board } = this;
     const lut = board.lut(this.signed);
     this.canvas.width = board.width;
@@ -401,8 +401,8 @@ class Panel {
     this.pixels = this.context.createImageData(board.width, board.height);
     this.overlay = null;
     if (this.values) {
-      this.limit = colourLimit(this.magnitudes, board.model.get("percentile"));
-      this.overlay = colourise(this.values, this.limit, board.model.get("sign"), lut, this.signed);
+      this.limit = colorLimit(this.magnitudes, board.model.get("percentile"));
+      this.overlay = colorise(this.values, this.limit, board.model.get("sign"), lut, this.signed);
     }
     this.scale(lut);
     this.draw();
@@ -484,7 +484,7 @@ class Board {
   /** Without a kernel nothing can be computed: the controls that ask for it say so. */
   async watchKernel() {
     if (!this.live) {
-      this.say("Saved view: looking works; other classes, rules and layers need a kernel. Run the cell again.");
+      this.say("Saved view: looking works; other classes, composites and layers need a kernel. Run the cell again.");
       return;
     }
     const real = await this.model.widget_manager?.get_model(this.model.get("key")).catch(() => null);
@@ -506,7 +506,7 @@ class Board {
       panel.cancel.disabled = dead;
       if (panel.info) panel.showCheck(panel.info);
     }
-    this.say(dead ? "No kernel: run the cell again to ask for other classes, rules and layers." : "");
+    this.say(dead ? "No kernel: run the cell again to ask for other classes, composites and layers." : "");
   }
 
   say(text) {
@@ -551,13 +551,14 @@ class Board {
 
   follow() {
     this.on("panels", () => this.arrange());
-    this.on("opacity", () => this.redraw());
-    this.on("cmap sign percentile backdrop", () => this.recolour());
-    this.on("opacity cmap sign percentile backdrop", () => this.showLook());
-    this.on("image", () => { this.takePicture(); this.recolour(); });
+    for (const [name, look] of Object.entries(this.model.get("looks"))) {
+      this.on(name, look.blends ? () => this.redraw() : () => this.recolor());
+      this.on(name, () => this.showLook());
+    }
+    this.on("image", () => { this.takePicture(); this.recolor(); });
     this.on("slice", () => this.showSlice(this.model.get("slice")));
     this.on("frame truth", () => { for (const panel of this.panels.values()) panel.marks.show(); });
-    this.on("target top classes rule rules selected methods layer layers", () => this.showAsked());
+    this.on("target top classes composite composites selected methods layer layers", () => this.showAsked());
     this.on("channels channel_maps channel", () => this.showChannels());
   }
 
@@ -588,8 +589,8 @@ class Board {
     });
   }
 
-  recolour() {
-    for (const panel of this.panels.values()) panel.recolour();
+  recolor() {
+    for (const panel of this.panels.values()) panel.recolor();
     this.point(this.spot);
   }
 
@@ -627,11 +628,11 @@ class Board {
     for (const panel of this.panels.values()) panel.mark(spot);
   }
 
-  centre() {
+  center() {
     return { x: this.width >> 1, y: this.height >> 1 };
   }
 
-  zoomBy(factor, about = this.spot ?? this.centre()) {
+  zoomBy(factor, about = this.spot ?? this.center()) {
     const { scale, x, y } = this.zoom;
     const next = Math.min(Math.max(scale * factor, 1), MAX_ZOOM);
     const fx = (about.x + 0.5) / this.width;
@@ -674,7 +675,7 @@ class Board {
       0: () => this.setZoom(1, 0, 0), Escape: () => this.point(null) };
     if (moves[event.key]) {
       const [dx, dy] = moves[event.key];
-      const from = this.spot ?? this.centre();
+      const from = this.spot ?? this.center();
       const step = event.shiftKey ? 10 : 1;
       const keep = (value, size) => Math.min(Math.max(value, 0), size - 1);
       this.point({ x: keep(from.x + step * dx, this.width), y: keep(from.y + step * dy, this.height) });
@@ -686,27 +687,14 @@ class Board {
 
   /* controls that only look: nothing is sent */
   lookControls() {
-    const set = (name, read) => (event) => this.model.set(name, read(event.target));
-    const number = (target) => Number(target.value);
-    const text = (target) => target.value;
-    this.opacity = h("input", { type: "range", min: 0, max: 1, step: 0.01, oninput: set("opacity", number) });
-    this.percentile = h("input", { type: "range", min: 90, max: 100, step: 0.1, oninput: set("percentile", number) });
-    this.cmap = h("select", { onchange: set("cmap", text) });
-    this.sign = h("select", { onchange: set("sign", text) });
-    this.backdropSelect = h("select", { onchange: set("backdrop", text) });
-    optionsOf(this.sign, [["both", "both signs"], ["positive", "positive"], ["negative", "negative"]], "both");
-    optionsOf(this.backdropSelect, [["colour", "colour"], ["grey", "grey"], ["none", "none"]], "colour");
-    this.opacityText = h("output");
-    this.percentileText = h("output");
+    this.looks = Object.entries(this.model.get("looks")).map(([name, look]) => this.lookControl(name, look));
     this.sliceSlider = h("input", { type: "range", min: 0, max: this.depth - 1, step: 1, value: this.slice,
       oninput: (event) => this.model.set("slice", Number(event.target.value)) });
     this.sliceText = h("output", { textContent: `${this.slice + 1} of ${this.depth}` });
-    const slices = labelled("Slice", this.sliceSlider, this.sliceText);
+    const slices = labeled("Slice", this.sliceSlider, this.sliceText);
     slices.hidden = this.depth === 1;
     const row = h("div", { className: "saliency-controls" },
-      labelled("Opacity", this.opacity, this.opacityText), labelled("Colours", this.cmap),
-      labelled("Sign", this.sign), labelled("Clip percentile", this.percentile, this.percentileText),
-      labelled("Backdrop", this.backdropSelect), slices);
+      ...this.looks.map(({ label, control, text }) => labeled(label, control, text)), slices);
     row.setAttribute("role", "group");
     row.setAttribute("aria-label", "look");
     this.showLook();
@@ -721,14 +709,30 @@ class Board {
     return folded;
   }
 
-  showLook() {
+  /** A slider, or a selector: of the names given, or of the color maps that are there. */
+  lookControl(name, { label, min, max, step, percent, options }) {
     const { model } = this;
-    const names = Object.keys(model.get("luts"));
-    if (this.cmap.options.length !== names.length) optionsOf(this.cmap, names.map((name) => [name, name]), model.get("cmap"));
-    for (const name of ["opacity", "percentile", "cmap", "sign"]) this[name].value = model.get(name);
-    this.backdropSelect.value = model.get("backdrop");
-    this.opacityText.textContent = `${Math.round(100 * model.get("opacity"))} %`;
-    this.percentileText.textContent = model.get("percentile").toFixed(1);
+    if (step !== undefined) {
+      const control = h("input", { type: "range", min, max, step,
+        oninput: (event) => model.set(name, Number(event.target.value)) });
+      const text = h("output");
+      const show = () => {
+        control.value = model.get(name);
+        text.textContent = percent ? `${Math.round(100 * model.get(name))} %` : model.get(name).toFixed(1);
+      };
+      return { label, control, text, show };
+    }
+    const control = h("select", { onchange: (event) => model.set(name, event.target.value) });
+    const show = () => {
+      const pairs = options ?? Object.keys(model.get("luts")).map((table) => [table, table]);
+      if (control.options.length !== pairs.length) optionsOf(control, pairs, model.get(name));
+      control.value = model.get(name);
+    };
+    return { label, control, show };
+  }
+
+  showLook() {
+    for (const { show } of this.looks) show();
   }
 
   /* controls that ask the kernel */
@@ -748,29 +752,29 @@ class Board {
     this.search = h("input", { type: "search", placeholder: "name or number", onchange: () => this.searched(),
       onkeydown: (event) => { if (event.key === "Enter") this.searched(); } });
     this.search.setAttribute("list", listId);
-    this.ruleSelect = h("select", { onchange: (event) => this.choseRule(event.target.value) });
+    this.compositeSelect = h("select", { onchange: (event) => this.choseComposite(event.target.value) });
     this.layerSlider = h("input", { type: "range", min: 0, step: 1,
       oninput: () => this.showLayerName(), onchange: () => this.askLayer() });
     this.layerText = h("output", { className: "saliency-layer" });
     this.methodBoxes = h("div", { className: "saliency-methods" });
     this.methodCount = h("summary");
     this.methodList = h("details", { className: "saliency-control" }, this.methodCount, this.methodBoxes);
-    this.layerControl = labelled("Layer", this.layerSlider, this.layerText);
+    this.layerControl = labeled("Layer", this.layerSlider, this.layerText);
     this.layerControl.classList.add("saliency-wide");
     this.asking = h("div", { className: "saliency-controls", hidden: !this.live },
-      labelled("Class", this.topSelect), labelled("Find class", this.search), this.names,
-      this.ruleControl(), this.methodList, this.layerControl);
+      labeled("Class", this.topSelect), labeled("Find class", this.search), this.names,
+      this.compositeControl(), this.methodList, this.layerControl);
     this.asking.setAttribute("role", "group");
     this.asking.setAttribute("aria-label", "what is computed");
     this.showAsked();
     return this.asking;
   }
 
-  ruleControl() {
-    this.ruleLine = h("small", { className: "saliency-rule-line", id: `saliency-${Math.random().toString(36).slice(2)}` });
-    this.ruleSelect.setAttribute("aria-describedby", this.ruleLine.id);
-    const control = labelled("LRP rule", this.ruleSelect);
-    control.append(this.ruleLine);
+  compositeControl() {
+    this.compositeLine = h("small", { className: "saliency-composite-line", id: `saliency-${Math.random().toString(36).slice(2)}` });
+    this.compositeSelect.setAttribute("aria-describedby", this.compositeLine.id);
+    const control = labeled("Composite", this.compositeSelect);
+    control.append(this.compositeLine);
     return control;
   }
 
@@ -815,7 +819,7 @@ class Board {
     if (this.names.children.length !== classes.length) {
       this.names.replaceChildren(...classes.map((name) => h("option", { value: name })));
     }
-    this.showRules();
+    this.showComposites();
     const layers = model.get("layers");
     this.layerSlider.max = layers.length;
     this.layerSlider.value = layers.indexOf(model.get("layer")) + 1;
@@ -826,34 +830,34 @@ class Board {
     this.showMethods();
   }
 
-  /** The first group, and the others where they are asked for or hold the rule that is shown. */
-  showRules() {
-    const rule = this.model.get("rule");
-    const groups = this.model.get("rule_groups") ?? [];
+  /** The first group, and the others where they are asked for or hold the composite that is shown. */
+  showComposites() {
+    const composite = this.model.get("composite");
+    const groups = this.model.get("composite_groups") ?? [];
     const lines = new Map(groups.flatMap(([, entries]) => entries));
-    const grouped = groups.length ? groups : [["", this.model.get("rules").map((name) => [name, ""])]];
+    const grouped = groups.length ? groups : [["", this.model.get("composites").map((name) => [name, ""])]];
     const [first, ...others] = grouped;
-    const all = this.allRules || !first[1].some(([name]) => name === rule);
+    const all = this.allComposites || !first[1].some(([name]) => name === composite);
     const group = ([label, entries]) => {
       const options = entries.map(([name, line]) => h("option", { value: name, textContent: name, title: line }));
       return label ? h("optgroup", { label }, ...options) : options;
     };
     const more = all || !others.length ? [] : [h("option", { value: MORE, textContent: "more…" })];
-    this.ruleSelect.replaceChildren(...[first, ...(all ? others : [])].flatMap(group), ...more);
-    this.ruleSelect.value = rule;
-    this.ruleSelect.title = lines.get(rule) ?? "";
-    this.ruleLine.textContent = lines.get(rule) ?? "";
+    this.compositeSelect.replaceChildren(...[first, ...(all ? others : [])].flatMap(group), ...more);
+    this.compositeSelect.value = composite;
+    this.compositeSelect.title = lines.get(composite) ?? "";
+    this.compositeLine.textContent = lines.get(composite) ?? "";
   }
 
-  choseRule(name) {
+  choseComposite(name) {
     if (name !== MORE) {
-      this.ask("rule", name);
+      this.ask("composite", name);
       return;
     }
-    this.allRules = true;
-    this.showRules();
+    this.allComposites = true;
+    this.showComposites();
     try {
-      this.ruleSelect.showPicker();
+      this.compositeSelect.showPicker();
     } catch { // not everywhere: the next click opens it
     }
   }
@@ -914,7 +918,7 @@ class Board {
     const canvas = h("canvas", { width, height });
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(width, height);
-    const { rgb, alpha } = colourise(values, limit, "both", this.lut());
+    const { rgb, alpha } = colorise(values, limit, "both", this.lut());
     for (let i = 0; i < values.length; i++) { // nothing is the theme's ground
       pixels.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], Math.round(255 * alpha[i])], 4 * i);
     }
@@ -944,15 +948,16 @@ class Board {
     const { model } = this;
     const quoted = (value) => JSON.stringify(value);
     const tuple = (names) => `(${names.map(quoted).join(", ")}${names.length === 1 ? "," : ""})`;
-    const parts = [...model.get("call"), `methods=${tuple(model.get("selected"))}`];
+    const parts = [...model.get("code"), `methods=${tuple(model.get("selected"))}`];
     if (model.get("target") >= 0) parts.push(`label=${model.get("target")}`);
-    const rule = model.get("rule");
-    if (rule) parts.push(`composite=${rule === model.get("own_rule") ? "composite" : quoted(rule)}`);
+    const composite = model.get("composite");
+    if (composite) parts.push(`composite=${composite === model.get("own_composite") ? "composite" : quoted(composite)}`);
     if (model.get("layer")) parts.push(`layer=${quoted(model.get("layer"))}`);
     if (model.get("channel") >= 0) parts.push(`channel=${model.get("channel")}`);
-    parts.push(`opacity=${+model.get("opacity").toFixed(3)}`, `cmap=${quoted(model.get("cmap"))}`,
-      `sign=${quoted(model.get("sign"))}`, `percentile=${+model.get("percentile").toFixed(2)}`,
-      `backdrop=${quoted(model.get("backdrop"))}`);
+    for (const [name, { digits }] of Object.entries(model.get("looks"))) {
+      const value = model.get(name);
+      parts.push(`${name}=${digits === undefined ? quoted(value) : +value.toFixed(digits)}`);
+    }
     return `compare_saliency(${parts.join(", ")})`;
   }
 
@@ -999,9 +1004,7 @@ class Board {
   }
 
   state() {
-    const names = ["width", "height", "depth", "slice", "frame", "truth", "rule_groups", "can_check", "image", "luts", "sequential", "panels", "classes", "class_count", "top", "target", "rules", "rule", "own_rule",
-      "methods", "selected", "layers", "layer", "channels", "channel_maps", "channel_size", "channel", "opacity", "cmap",
-      "sign", "percentile", "backdrop", "call", "page", "_css", ...[...this.panels.keys()].map((id) => `map_${id}`)];
+    const names = [...this.model.get("saved"), "_css", ...[...this.panels.keys()].map((id) => `map_${id}`)];
     const panels = this.model.get("panels").map((info) =>
       (isUnfinished(info.state) ? { ...info, state: "not computed" } : info));
     return { ...Object.fromEntries(names.map((name) => [name, this.model.get(name)])), panels, live: false };
@@ -1016,7 +1019,7 @@ class Board {
 
 /* ---------- a page of its own: the same view with no kernel (page.py packs the same way) ---------- */
 
-const STEPS = 511; // of the square root of |R|, on either side of zero
+const ROOT_STEPS = 511; // of the square root of |R|, on either side of zero
 
 function toBase64(bytes) {
   let text = "";
@@ -1040,7 +1043,7 @@ async function packedMap(values) {
   const planes = new Uint8Array(2 * values.length); // all low bytes before all high ones
   let before = 0;
   for (let i = 0; i < values.length; i++) {
-    const step = Math.sign(values[i]) * Math.round(STEPS * Math.sqrt(Math.abs(values[i]) / (largest || 1)));
+    const step = Math.sign(values[i]) * Math.round(ROOT_STEPS * Math.sqrt(Math.abs(values[i]) / (largest || 1)));
     const folded = step < before ? 2 * (before - step) - 1 : 2 * (step - before); // the sign is the lowest bit
     planes[i] = folded & 255;
     planes[values.length + i] = folded >> 8;
@@ -1057,7 +1060,7 @@ async function unpackedMap({ steps, largest }) {
   for (let i = 0; i < values.length; i++) {
     const folded = planes[i] + 256 * planes[values.length + i];
     step += folded & 1 ? -(folded + 1) / 2 : folded / 2;
-    values[i] = (largest * step * Math.abs(step)) / (STEPS * STEPS);
+    values[i] = (largest * step * Math.abs(step)) / (ROOT_STEPS * ROOT_STEPS);
   }
   return new Uint8Array(values.buffer);
 }
@@ -1135,7 +1138,7 @@ export class PageModel {
   send() {}
 }
 
-/** In a frame of a notebook: as high as the view, in the notebook's colours. */
+/** In a frame of a notebook: as high as the view, in the notebook's colors. */
 function fitFrame(el) {
   const frame = window.frameElement;
   if (!frame) return;
