@@ -75,6 +75,12 @@ class Question:
             self.answer = Answer.of(scores[0], int(self.label[0]), self.names)
         self.settled = True
 
+    def hear(self, explainer: Any) -> None:
+        """Take the output that a method has made on its way to the map, where it keeps that."""
+        output = getattr(explainer, "output", None)
+        if output is not None and not self.settled:
+            self.learn(output)
+
     @property
     def target(self) -> int | Callable[[Any], Tensor]:
         """The class of the first item, or the callable that was asked."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import images
 from .display.figure import get_image_saliency_plot
+from .display.series import along_time
 from .display.volume import grays
 from .errors import InputError
 from .model.answer import Answer
@@ -119,6 +120,19 @@ class ImageSaliencyResult:
         if getattr(x, "ndim", 0) != 5:
             return None
         return grays(x[0])[..., 0]
+
+    @property
+    def series(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(channels, T) each: the series that was explained and its relevance; None for anything else.
+
+        The longer axis is taken for time.
+        """
+        x: Any = None if self.origin is None else self.origin.question.input
+        if getattr(x, "ndim", 0) != 3 or self.relevance is None or min(x.shape[1:]) < 1 or max(x.shape[1:]) < 2:
+            return None
+        values = x[0].detach().double().cpu()
+        R = self.relevance[0].double().expand_as(values)
+        return along_time(values.numpy()), along_time(R.numpy())
 
     @property
     def conserved(self) -> float | None:

@@ -194,8 +194,7 @@ def _explain(question: Question, plan: Plan) -> tuple[Tensor, Any, float]:
         question.settle()  # where the model or the label is at fault, it says so in the words of every door
         raise
     seconds = time.perf_counter() - start
-    if not question.settled and getattr(explainer, "output", None) is not None:
-        question.learn(explainer.output)  # the model need not run once more to say what it sees
+    question.hear(explainer)  # the model need not run once more to say what it sees
     relevance = relevance.detach().cpu()
     if not torch.isfinite(relevance).all():
         raise InputError(f"{plan.method} produced NaN or infinite values for this model and input.")

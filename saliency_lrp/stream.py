@@ -231,23 +231,24 @@ class SaliencyLogger:
     def explain(self, step: int) -> list[tensorwatch.ImageData]:
         """The images and their overlays as TensorWatch sends them: RGB, (3, H, W) float32 in [0, 1]."""
         items = []
-        for place, (picture, tensor, geometry) in enumerate(
+        for index, (picture, tensor, geometry) in enumerate(
             zip(self._pictures, self._inputs, self._geometries, strict=True)
         ):
-            overlay, title = self._overlay(place, picture, tensor, geometry)
+            label = None if self.labels is None else self.labels[index]
+            overlay, title = self._overlay(label, picture, tensor, geometry)
             items += [_image_data(picture, f"step {step}"), _image_data(overlay, title)]
         return items
 
-    def _overlay(self, place: int, picture: np.ndarray, tensor: Tensor, geometry: Any) -> tuple[np.ndarray, str]:
+    def _overlay(self, label: Any, picture: np.ndarray, tensor: Tensor, geometry: Any) -> tuple[np.ndarray, str]:
         from .display.colors import blend
 
         x = read_card(self.explainer.model).fitting(tensor)
-        given = None if self.labels is None else int(self.labels[place])
-        question = Question(self.explainer.model, x, given, self.class_names)
+        question = Question(self.explainer.model, x, label, self.class_names)
+        relevance = self.explainer.explain(x, question.label)[0].sum(0).float().cpu().numpy()
+        question.hear(self.explainer)
         question.settle()
         answer = question.answer
         assert answer is not None, "a settled question has an answer"
-        relevance = self.explainer.explain(x, question.label)[0].sum(0).float().cpu().numpy()
         return blend(picture, geometry.place(relevance)), f"{answer.name()} {answer.share():.2f}"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .display.colors import CLIP_PERCENTILE, SIGNED_COLORS, color_limit
+from .display.series import draw_band
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ def plot_relevance(
     figure = Figure(figsize=figsize or (8, 1.0 + 1.6 * len(values)), layout="constrained")
     axes = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
     for axis, curve, score in zip(axes, values, scores, strict=True):
-        bands = _band(axis, moments, curve, score, cmap, scale)
-        axis.plot(moments, curve, color="black", linewidth=1.2)
+        bands = draw_band(axis, moments, curve, score, cmap, scale)
     for axis, name in zip(axes, names, strict=False):
         axis.set_ylabel(name)
     axes[-1].set_xlabel("time" if time is not None else "step")
@@ -75,26 +75,6 @@ def plot_relevance(
     if title:
         figure.suptitle(title)
     return figure
-
-
-def _band(axis: Any, moments: np.ndarray, curve: np.ndarray, score: np.ndarray, cmap: str, scale: Any) -> Any:
-    """Fill the space under the curve with the relevance of each step, and return what has the colours."""
-    floor = curve.min() - 0.08 * (np.ptp(curve) or 1.0)
-    edges = np.concatenate(
-        [
-            [1.5 * moments[0] - 0.5 * moments[1]],
-            (moments[1:] + moments[:-1]) / 2,
-            [1.5 * moments[-1] - 0.5 * moments[-2]],
-        ]
-    )
-    mesh = axis.pcolormesh(
-        edges, [floor, curve.max() + 0.05 * (np.ptp(curve) or 1.0)], score[None], cmap=cmap, norm=scale
-    )
-    under = axis.fill_between(moments, curve, floor, visible=False)
-    mesh.set_clip_path(under.get_paths()[0], axis.transData)
-    under.remove()
-    axis.set_xlim(edges[0], edges[-1])
-    return mesh
 
 
 def _checked(series: Any, relevance: Any, time: Any, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

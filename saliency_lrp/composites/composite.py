@@ -161,7 +161,7 @@ class Composite:
         lines += [
             f"{site.index:>4}  {site.path:<32} {site.op:<20} {site.kind:<14} {self.rule_for(site)!r}"
             for site in trace.sites
-            if not site.superseded
+            if not site.folded_into_next
         ]
         return "\n".join(lines)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import images
 from ..errors import InputError
-from . import colors, volume
+from . import colors, series, volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ _VIEWS = (*volume.AXES, "projection")  # of a volume, in a row
 _TITLE, _PANEL_TITLE, _SMALL = 14, 13, 8  # points
 
 _NOTE = "Colours are clipped at the {:g}th percentile of |relevance| of each map; opacity follows its square root."
+_SERIES_NOTE = "The ground under a curve has the color of its relevance."
 _SIGNED_NOTE = "Blue speaks against the class, red for it."
 _UNSIGNED_NOTE = "Maps of methods without a sign run from blue (none) to yellow (most)."
 _FRAME_NOTE = "A dashed frame shows what the model saw."
@@ -74,6 +75,8 @@ def draw_tensorwatch(results: Sequence[Any], cols: int = 2, figsize: tuple[float
     rows = max(1, math.ceil(len(results) / cols))
     figure = plt.figure(figsize=figsize or (4 * cols, 3 * rows))
     for i, result in enumerate(results):
+        if result is None:
+            continue
         axes = figure.add_subplot(rows, cols, i + 1, xticks=[], yticks=[])
         axes.set_title(result.title, fontsize=18)
         picture = _picture(result.raw_image)
@@ -84,7 +87,8 @@ def draw_tensorwatch(results: Sequence[Any], cols: int = 2, figsize: tuple[float
         if picture is not None:
             axes.imshow(picture)
             values = _fit(values, (picture.height, picture.width))
-        axes.imshow(values, alpha=result.saliency_alpha, cmap=result.saliency_cmap)
+        axes.imshow(np.atleast_2d(values), alpha=result.saliency_alpha, cmap=result.saliency_cmap)
+        axes.set_aspect("equal" if np.ndim(values) > 1 else "auto")
     return figure
 
 
@@ -94,7 +98,7 @@ def default_figsize(results: Sequence[Any], cols: int) -> tuple[float, float]:
         raise InputError(f"cols should be a positive number of columns, not {cols!r}.")
     width = _PANEL_WIDTH * cols
     height = max((_aspect(result) for result in results), default=1.0) * (_PANEL_WIDTH - _BESIDE) + _BELOW
-    height += _SMALL_LINE * max((len(_under(result, _PANEL_WIDTH)) - 1 for result in results), default=0)
+    height += _SMALL_LINE * max((len(_under(r, _PANEL_WIDTH)) - 1 for r in results if r is not None), default=0)
     around = [*_wrapped(_shared_subject(results), width, _TITLE), *_notes(results, width)]
     return width, height * max(1, math.ceil(len(results) / cols)) + _LINE * len(around)
 
@@ -117,8 +121,35 @@ class _FlatView:
     saliency_cmap: str = "jet"
 
 
+@dataclass
+class _Curve:
+    """One channel of a series with its relevance, drawn as a result of its own."""
+
+    title: str
+    curve: np.ndarray
+    signed_map: np.ndarray
+    signed: bool
+    limit: float
+    subject: str
+    warnings: Sequence[str] = ()
+    verdict: str = ""
+    raw_image: Any = None
+    saliency_alpha: float = 0.4
+    saliency_cmap: str = "jet"
+
+    @property
+    def saliency(self) -> np.ndarray:
+        return images.normalize(np.abs(self.signed_map))
+
+
 def _flat(results: Sequence[Any], cols: int) -> tuple[list[Any], int]:
-    """Results with those of volumes as four flat views each, and the columns for them."""
+    """Results with those of volumes as four flat views each, those of series as curves, and the columns for them."""
+    shown = next((found for r in results if (found := getattr(r, "series", None)) is not None), None)
+    if shown is not None:
+        channels = series.strongest_rows(shown[1])
+        columns = [_curves_of(result, channels) for result in results]  # a method has a column, a channel a row
+        rows = max(map(len, columns))
+        return [column[k] if k < len(column) else None for k in range(rows) for column in columns], len(columns)
     panels: list[Any] = []
     for result in results:
         values = None if result.saliency is None else _values(result)
@@ -151,8 +182,26 @@ def _views_of(result: Any, values: np.ndarray) -> list[_FlatView]:
     return flat
 
 
+def _curves_of(result: Any, rows: Sequence[int]) -> list[Any]:
+    """Some channels of a result's series; the result itself where it has none."""
+    if getattr(result, "series", None) is None:
+        return [result]
+    curves, relevance = result.series
+    limit, subject = colors.color_limit(relevance), getattr(result, "subject", "")
+    more = f", the {len(rows)} strongest of {len(curves)}" if len(rows) < len(curves) else ""
+    names = [f": channel {k}{more if k == rows[0] else ''}" if len(curves) > 1 else "" for k in rows]
+    found = [
+        _Curve(f"{result.title}{name}", curves[k], relevance[k], bool(result.signed), limit, subject)
+        for k, name in zip(rows, names, strict=True)
+    ]
+    found[-1].warnings, found[-1].verdict = getattr(result, "warnings", ()), getattr(result, "verdict", "")
+    return found
+
+
 def _aspect(result: Any) -> float:
     """Height over width of what a panel shows."""
+    if isinstance(result, _Curve) or result is None:
+        return _ASPECTS[0]
     picture = _picture(result.raw_image)
     if picture is None and result.saliency is None:
         return 1.0
@@ -186,18 +235,19 @@ def _width(line: str, points: float) -> float:
 
 
 def _shared_subject(results: Sequence[Any]) -> str:
-    subjects = {getattr(result, "subject", "") for result in results}
+    subjects = {getattr(result, "subject", "") for result in results if result is not None}
     subject = subjects.pop() if len(subjects) == 1 else ""
     return f"What speaks for {subject}" if subject else ""
 
 
 def _notes(results: Sequence[Any], width: float) -> list[str]:
     """What the reader should know, for those kinds of maps that are there."""
-    drawn = [result for result in results if result.saliency is not None]
+    drawn = [result for result in results if result is not None and result.saliency is not None]
     if not drawn:
         return []
     kinds = {bool(getattr(result, "signed", False)) for result in drawn}
-    parts = [_NOTE.format(colors.CLIP_PERCENTILE)]
+    curves = all(isinstance(result, _Curve) for result in drawn)
+    parts = [_SERIES_NOTE if curves else _NOTE.format(colors.CLIP_PERCENTILE)]
     parts += [_SIGNED_NOTE] * (True in kinds) + [_UNSIGNED_NOTE] * (False in kinds)
     parts += [_FRAME_NOTE] * any(_frame(result) is not None for result in drawn)
     return _wrapped(" ".join(parts), width, _SMALL)
@@ -208,6 +258,8 @@ def draw_results(figure: Figure, results: Sequence[Any], cols: int) -> None:
     rows = max(1, math.ceil(len(results) / cols))
     shared, width = _shared_subject(results), figure.get_figwidth()
     for i, result in enumerate(results):
+        if result is None:
+            continue
         axes = figure.add_subplot(rows, cols, i + 1)
         subject = "" if shared else getattr(result, "subject", "")
         title = [*_wrapped(result.title, width / cols, _PANEL_TITLE), *_wrapped(subject, width / cols, _PANEL_TITLE)]
@@ -224,6 +276,10 @@ def _draw_panel(figure: Figure, axes: Axes, result: Any, width: float) -> None:
     picture = _picture(result.raw_image)
     if result.saliency is None:
         _draw_failure(axes, result, picture)
+        return
+    if isinstance(result, _Curve):
+        _draw_curve(figure, axes, result)
+        _say_under(axes, result, width)
         return
     values = _values(result)
     if picture is not None and values.ndim == 2:
@@ -278,6 +334,21 @@ def _draw_bar(figure: Figure, axes: Axes, drawn: Any, signed: bool) -> None:
     labels = [f"{n:.2g}\n{w}" if w else f"{n:.2g}" for n, w in zip(numbers, words, strict=True)]
     bar = figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0, 0.045, 1)), ticks=numbers)
     bar.ax.set_yticklabels(labels, fontsize=_SMALL)
+
+
+def _draw_curve(figure: Figure, axes: Axes, result: _Curve) -> None:
+    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    end = result.limit or 1.0
+    table = colors.color_table(colors.SIGNED_COLORS if result.signed else colors.UNSIGNED_COLORS)
+    scale = Normalize(-end if result.signed else 0, end, clip=True)
+    steps = np.arange(len(result.curve), dtype=float)
+    drawn = series.draw_band(axes, steps, result.curve, result.signed_map, ListedColormap(table / 255), scale)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.tick_params(labelsize=_SMALL)
+    _draw_bar(figure, axes, drawn, result.signed)
 
 
 def _draw_cross(axes: Axes, point: tuple[int, int] | None) -> None:

@@ -25,7 +25,7 @@ class Binding:
         self.parameters: dict[int, list[tuple[Tensor, Tensor]]] | None = None
         self.linear_count = 0
         #: how many maps the backward pass makes at once
-        self.maps = 1
+        self.map_count = 1
         #: whether sites keep what they need for another backward pass
         self.retain = True
         self.unknown_sites: dict[int, Site] = {}
@@ -39,7 +39,7 @@ class Binding:
         """Choose for the next backward pass."""
         self.composite = composite
         self.account = account
-        self.maps = maps
+        self.map_count = maps
         self.retain = True
         self.unknown_sites = {}
         self._rules = {}

@@ -71,7 +71,7 @@ class CoefficientForm:
         tag = tag_of(call.activations[0])
         before = tag.site if call.name == "relu" and tag is not None and tag.readers == 1 else None
         results: list[Any] = []
-        if before is None or not before.rectifiable or before.superseded:
+        if before is None or not before.rectifiable or before.folded_into_next:
             yield results
             return
         before.result = None
@@ -306,10 +306,10 @@ class Bridge:
     def propagate_several(self, c: Any) -> Sequence[Tensor | None]:
         """As :meth:`propagate`, for several maps (the first axis)."""
         rule = self.bound()
-        if self.site.takes_several and rule.takes_several:
+        if self.site.batches_maps and rule.batches_maps:
             return self.propagate(c)
         if isinstance(c, tuple):
-            maps: Any = [tuple(None if r is None else r[k] for r in c) for k in range(self.binding.maps)]
+            maps: Any = [tuple(None if r is None else r[k] for r in c) for k in range(self.binding.map_count)]
         else:
             maps = c
         found = zip(*(self.propagate(one) for one in maps), strict=True)
@@ -481,20 +481,18 @@ def attention(form: CoefficientForm, call: Call, site: Any, tensors: list[Tensor
     """The fused kernel's own derivative, with the rule's shares for query, key and value: never a matrix S × S."""
     if rule.epsilon > GUARD:
         return BRIDGED
+    # what query and key get is taken of the output's coefficient: two passes over activations in place of three
+    common = rule.shares[0] or rule.shares[2]
     operands = []
     for k, (name, share) in enumerate(zip(("query", "key", "value"), rule.shares, strict=True)):
         t = call.arg(k, name)
         if t.requires_grad:
-            t = (
-                Scaled.make(t, share)
-                if share not in (0, 1) and any(t is a for a in tensors)
-                else t
-                if share
-                else t.detach()
-            )
+            gets = share and any(t is a for a in tensors)
+            t = t.detach() if not gets else t if share == common else Scaled.make(t, share / common)
         operands.append(t)
     rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
-    return call.func(*operands, *held(call.args[3:], []), **held_by_name(rest, []))
+    out = call.func(*operands, *held(call.args[3:], []), **held_by_name(rest, []))
+    return out if common == 1 else Scaled.make(out, common)
 
 
 def has_coefficient(rule: Rule) -> bool:

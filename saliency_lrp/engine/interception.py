@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
-from ..functions import HANDLERS, custom, facts
+from ..functions import HANDLERS, autograd_functions, facts
 from ..functions.by_hand import can_be_normed
 from ..functions.layers import moved_layer
-from ..functions.opened import open_up, opened
+from ..functions.python_bodies import open_up, opened
 from ..functions.rectifiers import rectified, remember_sources
 from ..functions.registry import LOOKED_UP
 from ..functions.routing import constant
@@ -71,7 +71,7 @@ def inplace_position(func: Callable[..., Any]) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-class Entry:
+class KnownFunction:
     """What the interceptor knows of a function: looked up once."""
 
     __slots__ = (
@@ -191,7 +191,7 @@ class Interceptor(TorchFunctionMode):
             return None  # a model's own no_grad() is part of the function that is explained
         entry = LOOKED_UP.get(func)
         if entry is None:
-            entry = LOOKED_UP[func] = Entry(func)
+            entry = LOOKED_UP[func] = KnownFunction(func)
         if entry.is_backward and peek_interpreter_stack() is None:
             return next_gradient(self, func)
         if entry.leaves_graph and torch.is_grad_enabled():
@@ -207,14 +207,18 @@ class Interceptor(TorchFunctionMode):
             return self.with_ids(func, entry, args, kwargs)
         return self.without_ids(func, entry, args, kwargs)
 
-    def leave_graph(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def leave_graph(
+        self, func: Callable[..., Any], entry: KnownFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """The model takes a value out of the graph; whether that matters is seen by a second look."""
         with torch.no_grad():
             out = func(*args, **kwargs)
         self.exits[self.leaving - 1] = Exit.noted(entry.name, self.location()[0], out)
         return out
 
-    def with_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def with_ids(
+        self, func: Callable[..., Any], entry: KnownFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """A call that reads integers which come from the model's input."""
         activations, _ = self.activations(args, kwargs)
         if not activations:
@@ -226,7 +230,9 @@ class Interceptor(TorchFunctionMode):
             return self.ids.call(func, entry.name, False, args, kwargs)
         return self.without_ids(func, entry, *(self.ids.beside_activations(entry.name, args, kwargs) or (args, kwargs)))
 
-    def without_ids(self, func: Callable[..., Any], entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def without_ids(
+        self, func: Callable[..., Any], entry: KnownFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Any other call: of activations, parameters and constants."""
         if entry.asks_only:
             if entry.name in facts.HOOKS and args[0].requires_grad:
@@ -268,7 +274,7 @@ class Interceptor(TorchFunctionMode):
                 self.tag(result, tag)
         return out
 
-    def seek_rectifier(self, entry: Entry, call: Call) -> Any:
+    def seek_rectifier(self, entry: KnownFunction, call: Call) -> Any:
         """Carry out a call, as a ReLU if it spells one."""
         out = rectified(call)
         if out is None:
@@ -355,7 +361,7 @@ class Interceptor(TorchFunctionMode):
         unseen = []
         for node in found.foreign:
             if is_custom(node):
-                custom.report(node, self)
+                autograd_functions.report(node, self)
             else:
                 unseen.append(node)
         if unseen:
@@ -420,7 +426,7 @@ class Interceptor(TorchFunctionMode):
 
     def fold(self, before: Site, out: Tensor) -> None:
         """A batch norm, whose output is ``out``, was folded into the linear site before it."""
-        before.superseded = True
+        before.folded_into_next = True
         self.folds.setdefault(id(before), []).append((out.grad_fn, out.output_nr))
 
     def note_random(self, call: Call) -> None:

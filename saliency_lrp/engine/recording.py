@@ -254,7 +254,7 @@ def rank(sites: list[Site]) -> int:
     for site in sites:
         if site.kind == "linear":
             site.rank = count  # a layer and the batch norm folded into it count once
-            count += not site.superseded
+            count += not site.folded_into_next
         elif site.kind == "recurrent":
             count += 1  # what follows it is not the first layer
     return count

@@ -77,7 +77,7 @@ def several_at_once(site: Site, R: tuple[Tensor | None, ...]) -> tuple[Tensor | 
 
     Autograd's own batching runs one operator after the other for most of what rules do, convolutions among them.
     """
-    n = site.binding.maps
+    n = site.binding.map_count
     plain = tuple(None if r is None else torch._remove_batch_dim(r, LEVEL, n, 0) for r in R)
     found = as_autograd_has_it(site, site.propagate_several(as_rules_have_it(plain)))
     return tuple(None if r is None else torch._add_batch_dim(r, 0, LEVEL) for r in found)

@@ -23,9 +23,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..functions import facts
-from ..functions.opened import opened
+from ..functions.decompositions import STEPS
+from ..functions.python_bodies import opened
 from ..functions.recurrent import CellSite, LayersSite
-from ..functions.steps import STEPS
 from ..sites.call import Call
 from ..sites.site import fill, iter_tensors
 from .base import Explainer, Question

@@ -15,7 +15,7 @@ from ..sites.site import any_complex
 from .registry import KINDS
 
 
-class GenericLinear(LinearSite):
+class AnyLinear(LinearSite):
     """Any function that is linear in one activation and in one constant: matmul, einsum, bilinear, ..."""
 
     family = "dense"
@@ -78,4 +78,4 @@ def weight_only(call: Call) -> Any:
 
     func, call_args = call.func, [None] * len(call.args)
     kwargs = {k: (v.detach() if isinstance(v, Tensor) else v) for k, v in call.kwargs.items()}
-    return linear_node(call, GenericLinear(call, torch.ones((), dtype=w.dtype, device=w.device), run), w)
+    return linear_node(call, AnyLinear(call, torch.ones((), dtype=w.dtype, device=w.device), run), w)

@@ -26,7 +26,7 @@ class AttentionSite(Site):
     """``softmax(Q Kᵀ · scale + mask) V`` in one call; masks, causal masks and grouped queries as in torch."""
 
     kind = "attention"
-    takes_several = True
+    batches_maps = True
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)

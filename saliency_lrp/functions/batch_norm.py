@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sites.batch_norm import Affine
+from ..sites.batch_norm import BatchNorm
 from ..sites.call import Call
-from ..sites.linear import Diagonal, linear_node
+from ..sites.linear import BatchNormSite, linear_node
 from ..sites.tag import tag_of
 from .layers import fold, layer_before
 from .normalization import NormalizationSite, per_channel
@@ -31,14 +31,14 @@ def batch_norm(call: Call) -> Any:
     out = call.as_is("linear", [x])
     if out is not None:
         return out
-    affine = Affine(mean, var, weight, bias, eps)
+    affine = BatchNorm(mean, var, weight, bias, eps)
     tag = tag_of(x)
     layer = layer_before(tag, x) if tag is not None and x.dim() > 1 else None
     # a dense layer on (N, C, features) puts features last, where the batch norm's channels are not
     out = fold(call, layer, affine, 1 - x.dim(), None) if layer is not None else None
     if out is not None:
         return out
-    return linear_node(call, Diagonal(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
+    return linear_node(call, BatchNormSite(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
 
 
 @kind("instance norm")

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ..model.devices import knows_cheaply
 from ..rules.arithmetic import working
-from ..sites.batch_norm import Affine
+from ..sites.batch_norm import BatchNorm
 from ..sites.call import Call
-from ..sites.linear import Diagonal, LinearSite, linear_node
+from ..sites.linear import BatchNormSite, LinearSite, linear_node
 from ..sites.site import Slot
 from ..sites.tag import GATE, Tag, tag_of
 from ..values import of_the_example
@@ -346,7 +346,7 @@ def may_be_normed(out: Any) -> Any:
     return out
 
 
-class ByHand(Affine):
+class ByHand(BatchNorm):
     """A batch norm that was spelled as a scale and a shift."""
 
     is_one_call = False
@@ -378,10 +378,10 @@ def batch_norm_by_hand(call: Call, x: Tensor, chain: Channels) -> Any:
     source = chain.source
     if source is None or source._version != chain.version:
         return None
-    site = Diagonal(call, ByHand(x.shape[chain.axis], chain, x), channel_axis=chain.axis)
+    site = BatchNormSite(call, ByHand(x.shape[chain.axis], chain, x), channel_axis=chain.axis)
     last = tag_of(x)
-    if last is not None and isinstance(last.site, Diagonal) and isinstance(last.site.own, ByHand):
-        last.site.superseded = True  # the same batch norm, as far as it had been read: they count once
+    if last is not None and isinstance(last.site, BatchNormSite) and isinstance(last.site.own, ByHand):
+        last.site.folded_into_next = True  # the same batch norm, as far as it had been read: they count once
         site.rank = last.site.rank
     return copied_back(call, lambda whole: linear_node(whole, site, source))
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from ..sites.call import Call
 from ..sites.linear import linear_node
 from ..sites.site import as_reals, iter_tensors
-from .any_linear import GenericLinear
+from .any_linear import AnyLinear
+from .decompositions import in_steps
 from .matmul import MatmulSite, axes_of_others, bilinear_map, constants_axis
 from .products import gates_of
 from .registry import kind
 from .routing import routing
-from .steps import in_steps
 from .sums import CompleteSum
 from .unknown import unknown
 
@@ -37,7 +37,7 @@ def as_real_weight(weight: Tensor, of_complex: bool) -> Tensor:
     return torch.stack((column, torch.stack((-weight.imag, weight.real), -1)), -1)
 
 
-class ComplexLinear(GenericLinear):
+class ComplexLinear(AnyLinear):
     """A layer with complex weights or a complex input, as a layer on pairs of reals.
 
     Parameters

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..sites.batch_norm import along
 from ..sites.call import Call
 from ..sites.linear import LinearSite, linear_node
-from .any_linear import GenericLinear, weight_only, weighted
+from .any_linear import AnyLinear, weight_only, weighted
 from .registry import kind
 
 
@@ -20,7 +20,7 @@ class Convolution(LinearSite):
     """Convolution of 1 to 3 dimensions, any stride, padding, dilation and groups, batched or not."""
 
     family = "convolution"
-    takes_several = True
+    batches_maps = True
     transposed = False
 
     def __init__(
@@ -50,7 +50,7 @@ class Convolution(LinearSite):
             if any(span % 2 for span in spans):
                 self.extra = tuple(v for span in reversed(spans) for v in (0, span % 2))
         self.padding = each(padding, n)
-        self.thin = not self.transposed and groups == 1 and weight.shape[1] <= 4
+        self.few_channels = not self.transposed and groups == 1 and weight.shape[1] <= 4
 
     @property
     def own_axes(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -189,7 +189,7 @@ def deformable_convolution(call: Call) -> Any:
     def run(a: Tensor, v: Tensor) -> Tensor:
         return func(a, v, *(o.to(a.dtype) if isinstance(o, Tensor) else o for o in others[2:]))
 
-    site = GenericLinear(call, w, run, own_axes=(-3, -2, -1))
+    site = AnyLinear(call, w, run, own_axes=(-3, -2, -1))
     site.family, site.channel_axis = "convolution", -3
     site.own_bias = bias.detach()
     return linear_node(call, site, x)

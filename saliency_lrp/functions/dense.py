@@ -18,7 +18,7 @@ class Dense(LinearSite):
     """``a @ wᵀ``."""
 
     family = "dense"
-    takes_several = True
+    batches_maps = True
     own_axes: tuple[int, ...] = (-1,)
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..sites.call import Call
+from .decompositions import in_steps
 from .registry import kind
-from .steps import in_steps
 from .sums import CompleteSum
 from .unknown import unknown
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..sites.call import Call
 from ..sites.linear import linear_node
-from .any_linear import GenericLinear, dynamic_weight
+from .any_linear import AnyLinear, dynamic_weight
 from .registry import kind
 from .unknown import unknown
 
@@ -30,4 +30,4 @@ def grouped_matrix_product(call: Call) -> Any:
         parts = [a[s:e] @ v for s, e, v in zip(starts, ends, weights, strict=False)]
         return torch.cat([*parts, a.new_zeros(len(a) - starts[-1], weights.shape[-1])])
 
-    return linear_node(call, GenericLinear(call, w, run, own_axes=(-1,)), x)
+    return linear_node(call, AnyLinear(call, w, run, own_axes=(-1,)), x)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sites.batch_norm import Affine, along
+from ..sites.batch_norm import BatchNorm, along
 from ..sites.call import Call
 from ..sites.linear import LinearSite, folded, linear_node, with_bias
 from ..sites.site import Slot
@@ -97,7 +97,7 @@ def moved_layer(
     return None if layer is None else replace(layer, steps=(*layer.steps, replay(func, args, kwargs, x)))
 
 
-def fold(call: Call, layer: LayerBefore, what: Affine | Tensor, axis: int | None, last: Tag | None) -> Any:
+def fold(call: Call, layer: LayerBefore, what: BatchNorm | Tensor, axis: int | None, last: Tag | None) -> Any:
     """The call and the layer before it as one site; None where they cannot be.
 
     The call is a batch norm along an axis, or adds a bias.
@@ -107,7 +107,7 @@ def fold(call: Call, layer: LayerBefore, what: Affine | Tensor, axis: int | None
         return None
     inverse = None
     if layer.steps:
-        if isinstance(what, Affine):
+        if isinstance(what, BatchNorm):
             what.is_one_call = False
         inverse = None if axis is None else layer.inverse(axis)
         if inverse is None:
@@ -115,8 +115,8 @@ def fold(call: Call, layer: LayerBefore, what: Affine | Tensor, axis: int | None
     elif axis not in (site.channel_axis, None):
         return None
     if last is not None and isinstance(last.site, LinearSite):
-        last.site.superseded = True
-    whole = folded(site, what) if isinstance(what, Affine) else with_bias(site, what)
+        last.site.folded_into_next = True
+    whole = folded(site, what) if isinstance(what, BatchNorm) else with_bias(site, what)
     if inverse is None:
         out = linear_node(call, whole, reads)
         call.interceptor.fold(site, out)

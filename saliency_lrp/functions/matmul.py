@@ -14,11 +14,11 @@ from ..sites.call import Call, stored
 from ..sites.linear import linear_node
 from ..sites.site import Site, any_complex, fill, iter_tensors
 from ..sites.tag import tag_of
-from .any_linear import GenericLinear
+from .any_linear import AnyLinear
+from .decompositions import in_steps
 from .dense import Dense
 from .products import gates_of
 from .registry import KINDS, kind
-from .steps import in_steps
 from .sums import CompleteSum
 
 
@@ -71,7 +71,7 @@ def matrix_product(call: Call) -> Any:
         if y.dim() == 2 and x.dim() > 1:
             return linear_node(call, Dense(call, y.mT, None), x)
     active, constant = (x, y) if call.is_activation(x) else (y, x)
-    site = GenericLinear(call, constant, bilinear_map(call, active, constant), constants_axis(call, active, constant))
+    site = AnyLinear(call, constant, bilinear_map(call, active, constant), constants_axis(call, active, constant))
     site.weight_axis = features_axis(call, active, constant)
     return linear_node(call, site, active)
 
@@ -147,7 +147,7 @@ def einsum(call: Call) -> Any:
         filled = [a if j == k else w if j == first else o.to(a.dtype) for j, o in enumerate(others)]
         return torch.einsum(equation, *filled)
 
-    site = GenericLinear(call, operands[first], run, axes_of_others(equation, k))
+    site = AnyLinear(call, operands[first], run, axes_of_others(equation, k))
     if len(operands) == 2 and len(site.own_axes) == 1:
         site.weight_axis = axis_of_letter(equation, first, site.own_axes[0])
     return linear_node(call, site, operands[k])
@@ -230,7 +230,7 @@ def added_matrix_product(call: Call) -> Any:
     weight = y if alpha == 1 else y * alpha
     if call.name == "addmm":
         return linear_node(call, Dense(call, weight.mT, bias), x)
-    site = GenericLinear(call, weight, torch.bmm, own_axes=(-1,))
+    site = AnyLinear(call, weight, torch.bmm, own_axes=(-1,))
     site.weight_axis = -1
     site.own_bias = None if bias is None else bias.detach()
     return linear_node(call, site, x)
@@ -257,11 +257,11 @@ def bilinear(call: Call) -> Any:
         return call.node(MatmulSite(call), [left, right])
     if call.is_activation(left):
         right = right.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
+        site = AnyLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
         site.weight_axis = 0
     else:
         left = left.detach()
-        site = GenericLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
+        site = AnyLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
         site.weight_axis = 0
     site.own_bias = None if b is None else b.detach()
     return linear_node(call, site, call.activations[0])

@@ -54,11 +54,11 @@ class NormalizationSite(Site):
     def vjp_with(self, c: Tensor, inverse: Tensor) -> Tensor:
         """The transposed Jacobian, with what :meth:`inverse_of` gave."""
         g = (working(c) if self.gain is None else c * working(self.gain)).reshape(self.shape)
+        own = self.gain is not None  # memory of its own, which is written over
         if self.centered:
-            g = (g - g.mean(self.axes, keepdim=True)).mul_(inverse)
-        else:
-            g = g * inverse
-        return g.reshape(c.shape)
+            mean = g.mean(self.axes, keepdim=True)
+            g, own = g.sub_(mean) if own else g - mean, True
+        return (g.mul_(inverse) if own else g * inverse).reshape(c.shape)
 
     def inverse_of(self, x: Tensor) -> Tensor:
         """``1 / sqrt(var + eps)``, shaped to broadcast against x in ``shape``."""

@@ -12,7 +12,7 @@ class ActivationSite(Site):
     """``y = f(x)``, one value at a time."""
 
     kind = "activation"
-    takes_several = True
+    batches_maps = True
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)

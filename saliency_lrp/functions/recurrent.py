@@ -30,10 +30,10 @@ from ..sites.call import Call
 from ..sites.linear import linear_node
 from ..sites.site import Slot, fill
 from ..sites.tag import Tag
-from .decomposed import DecomposedSite, as_tuple
 from .dense import Dense
 from .over_time import FLOWS, Flow, StateRelevance, StepRules, Steps, relevance_over_time, step_rules
 from .registry import handles, kind
+from .rerun import DecomposedSite, as_tuple
 from .sums import AddSite
 
 # ------------------------------------------------------------------------------------------------ steps of a cell
@@ -203,7 +203,7 @@ class RecurrentSite(DecomposedSite):
     """A call of a recurrent function; its operands are the input and the initial states, constant or not."""
 
     kind = "recurrent"
-    takes_several = True
+    batches_maps = True
 
     #: the weights of each layer and direction
     weights: list[Weights]

@@ -38,11 +38,11 @@ class AddSite(SumSite):
         self.weights = weights
 
     @property
-    def takes_several(self) -> bool:  # type: ignore[override]
+    def batches_maps(self) -> bool:  # type: ignore[override]
         return self.inputs[0].shape == self.inputs[1].shape
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
-        same = self.takes_several
+        same = self.batches_maps
         return tuple(
             (c if weight == 1 else c * weight) if same else (c * weight).sum_to_size(a.shape)
             for weight, a in zip(self.weights, self.inputs, strict=True)
@@ -129,7 +129,7 @@ def addition(call: Call) -> Any:
 @kind("sum")
 def sum_like(call: Call) -> Any:
     if not call.says("homogeneous"):
-        from .steps import in_some_steps
+        from .decompositions import in_some_steps
 
         return in_some_steps(call)
     gate, nonnegative = call.gate(), call.nonnegative()

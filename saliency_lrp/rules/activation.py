@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .any_site import Gradient
 from .arithmetic import positive
 from .base import Rule
+from .views import Messages, SiteView
 
 
 class DeconvNet(Rule):
@@ -18,7 +17,7 @@ class DeconvNet(Rule):
     kinds = frozenset({"activation"})
     for_rectifiers = True
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: SiteView, R: Tensor) -> Messages:
         return (positive(R),)
 
 
@@ -28,7 +27,7 @@ class GuidedBackprop(Rule):
     kinds = frozenset({"activation"})
     for_rectifiers = True
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: SiteView, R: Tensor) -> Messages:
         let_through = positive(R) * (site.output > 0)
         return (let_through,) if site.op == "relu" else site.gradient(let_through)  # bounded above, perhaps
 
@@ -42,7 +41,7 @@ class BetaSmooth(Rule):
     def __init__(self, beta: float = 10.0) -> None:
         self.beta = beta
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: SiteView, R: Tensor) -> Messages:
         return (R * torch.sigmoid(self.beta * site.input),)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from ..errors import unknown_name
 from ..report import total
 from .arithmetic import divide, measured_over, message, stabilizer_width, working
 from .base import ANY_KIND, BiasMode, Rule, always, unless_distributed
+from .views import Messages, SiteView, SumView
 
 
 class Norm(Rule):
@@ -41,13 +40,13 @@ class Norm(Rule):
         self.bias = bias
 
     @property
-    def takes_several(self) -> bool:  # type: ignore[override]
+    def batches_maps(self) -> bool:  # type: ignore[override]
         return self.bias == "keep"
 
-    def applies_to(self, site: Any) -> bool:
+    def applies_to(self, site: SumView) -> bool:
         return site.kind in self.kinds and (self.bias == "keep" or site.kind == "sum")
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: SumView, R: Tensor) -> Messages:
         c = divide(R, site.output, self.epsilon, measured_over(site, self.relative), int(site.rectified))
         spread = self.taken(site, c) if site.account or self.bias == "distribute" else None
         due = self.due(site, c) if site.account and site.kind == "sum" and spread is None else None
@@ -63,12 +62,12 @@ class Norm(Rule):
         return tuple(None if m is None else m + share for m, share in zip(messages, spread, strict=True))
 
     @staticmethod
-    def due(site: Any, c: Tensor) -> tuple[Tensor, Tensor]:
+    def due(site: SumView, c: Tensor) -> tuple[Tensor, Tensor]:
         """What the inputs of a sum are due by Euler's identity, c · (f(a) − f(0)), and the size of its summands."""
         amounts = c * (working(site.output) - site.constant_part())
         return total(amounts), total(amounts.abs())
 
-    def taken(self, site: Any, c: Tensor) -> tuple[Tensor, ...] | None:
+    def taken(self, site: SumView, c: Tensor) -> tuple[Tensor, ...] | None:
         """What stabiliser and constants take: each input's part of it, or None where it is absorbed (and noted)."""
         z = working(site.output)
         by_epsilon = torch.where(z < 0, -c, c) * stabilizer_width(z, self.epsilon, measured_over(site, self.relative))
@@ -90,12 +89,12 @@ class Pass(Rule):
     """Relevance passes unchanged: ``R_in = R``, for one-to-one functions (activations; a batch norm of its own)."""
 
     kinds = frozenset({"activation", "scale", "normalization", "linear", "softmax", "unknown", "sum"})
-    takes_several = True
+    batches_maps = True
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: SiteView, R: Tensor) -> Messages:
         return site.pass_through(R)
 
-    def keeps_zeros(self, site: Any) -> bool:
+    def keeps_zeros(self, site: SiteView) -> bool:
         return bool(site.keeps_zero)
 
 
@@ -105,7 +104,7 @@ class Stop(Rule):
     kinds = ANY_KIND
     keeps_zeros = always
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: SiteView, R: Tensor) -> Messages:
         if site.account:
             for r in R if isinstance(R, tuple) else (R,):
                 if r is not None:
@@ -118,5 +117,5 @@ class Gradient(Rule):
 
     kinds = ANY_KIND
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: SiteView, R: Tensor) -> Messages:
         return site.gradient(R)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..model.devices import knows_cheaply
 from ..values import holds
+from .views import SiteView
 
 #: Stabilisers up to this width only guard exact zeros: nothing else is told apart from LRP-0.
 GUARD = 1e-12
@@ -49,7 +49,9 @@ def stabilize(z: Tensor, epsilon: float, axes: Axes = None) -> Tensor:
     return torch.copysign(width, z).add_(z)
 
 
-def divide(R: Tensor, z: Tensor, epsilon: float, axes: Axes = None, sign: int = 0, spent: bool = False) -> Tensor:
+def divide(
+    R: Tensor, z: Tensor, epsilon: float, axes: Axes = None, sign: int = 0, may_overwrite: bool = False
+) -> Tensor:
     """R / s(z); where s(z) is exactly 0 (only without stabiliser) the relevance is dropped.
 
     Half-precision operands are divided in float32: 1e-6 is subnormal there and R / 1e-6 overflows.
@@ -60,7 +62,7 @@ def divide(R: Tensor, z: Tensor, epsilon: float, axes: Axes = None, sign: int = 
         As in :func:`stabilize`; R may have an axis of several maps before those of z.
     sign : {0, 1, -1}
         1 or -1 where z is known to be of no other sign, which saves a pass over its signs; 0 has the sign given.
-    spent : bool
+    may_overwrite : bool
         Whether z is of no use afterwards, so that it may be written over.
     """
     R, z = working(R), working(z)
@@ -68,7 +70,7 @@ def divide(R: Tensor, z: Tensor, epsilon: float, axes: Axes = None, sign: int = 
         some = (z != 0).to(z.dtype)
         return torch.div(R, 1 - some + z).mul_(some)
     if sign:
-        s = torch.add(z, sign * stabilizer_width(z, epsilon, axes), out=z if spent else None)
+        s = torch.add(z, sign * stabilizer_width(z, epsilon, axes), out=z if may_overwrite else None)
     else:
         s = stabilize(z, epsilon, axes)
     if R.dtype == s.dtype and R.shape == s.shape:
@@ -76,7 +78,7 @@ def divide(R: Tensor, z: Tensor, epsilon: float, axes: Axes = None, sign: int = 
     return R / s
 
 
-def measured_over(site: Any, relative: bool) -> Axes:
+def measured_over(site: SiteView, relative: bool) -> Axes:
     """Over which axes of a site's outputs a stabiliser is measured: None where it is not relative."""
     return site.own_axes if relative else None
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ..registry import Registry
+from .views import Messages, SiteView
 
 BiasMode = Literal["keep", "zero", "distribute"]
 
@@ -39,7 +40,7 @@ class Rule:
     #: whether the rule is for ReLUs, which a trace then seeks in every spelling
     for_rectifiers: ClassVar[bool] = False
     #: whether the rule also takes relevance of several maps at once, in an axis before those of the output
-    takes_several: bool = False
+    batches_maps: bool = False
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         """Register the class; ``abstract`` says that it is a base of rules, not one itself."""
@@ -49,11 +50,14 @@ class Rule:
         if "keeps_zeros" not in vars(cls):
             cls.keeps_zeros = Rule.keeps_zeros  # type: ignore[method-assign]  # what a base says of itself
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
-        """Relevance of each input of ``site``, given the relevance ``R`` of its output."""
+    def relevance(self, site: Any, R: Tensor) -> Messages:
+        """Relevance of each input of ``site``, given the relevance ``R`` of its output.
+
+        Rules say which view of a site they take (``views.py``): that of the kinds that they are defined for.
+        """
         raise NotImplementedError
 
-    def coefficient(self, site: Any, c: Tensor) -> tuple[Tensor | None, ...] | None:
+    def coefficient(self, site: Any, c: Tensor) -> Messages | None:
         """Coefficients of the inputs from that of the output (relevance is activation times coefficient).
 
         None where the way is through :meth:`relevance`: ``R = c · output``, and then ``R_in / input``.
@@ -83,12 +87,12 @@ class Rule:
         return hash(repr(self))
 
 
-def always(rule: Rule, site: Any) -> bool:
+def always(rule: Rule, site: SiteView) -> bool:
     """For ``keeps_zeros`` of rules that share in proportion to what the inputs are."""
     return True
 
 
-def unless_distributed(rule: Any, site: Any) -> bool:
+def unless_distributed(rule: Any, site: SiteView) -> bool:
     """For ``keeps_zeros`` of rules that do so as long as what the bias takes is not spread over all inputs."""
     return bool(rule.bias != "distribute")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .any_site import Pass
 from .arithmetic import divide, working
 from .base import Rule
 from .linear import Epsilon
+from .views import LinearView, Messages
 
 
 class SplitBatchNorm(Rule):
@@ -25,15 +24,15 @@ class SplitBatchNorm(Rule):
         self.rule = rule
         self.then = then
 
-    def applies_to(self, site: Any) -> bool:
+    def applies_to(self, site: LinearView) -> bool:
         return site.kind == "linear" and site.batch_norm is not None
 
-    def keeps_zeros(self, site: Any) -> bool:
+    def keeps_zeros(self, site: LinearView) -> bool:
         return (self.rule if site.family == "batch_norm" else self.then).keeps_zeros(site)
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: LinearView, R: Tensor) -> Messages:
         (R_norm,) = self.rule.relevance(site.batch_norm_alone(), R)
-        return site.below_batch_norm(self.then, R_norm)
+        return (None,) if R_norm is None else site.below_batch_norm(self.then, R_norm)
 
 
 class PassBatchNorm(SplitBatchNorm):
@@ -61,13 +60,13 @@ class BatchNormReverse(Rule):
         self.epsilon = epsilon
         self.then = then if then is not None else Epsilon(1e-7)
 
-    def applies_to(self, site: Any) -> bool:
+    def applies_to(self, site: LinearView) -> bool:
         return site.kind == "linear" and site.batch_norm is not None
 
-    def keeps_zeros(self, site: Any) -> bool:
+    def keeps_zeros(self, site: LinearView) -> bool:
         return self.then.keeps_zeros(site)
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: LinearView, R: Tensor) -> Messages:
         x = site.batch_norm_input()
         mean, shift = site.batch_norm_constants()
         y = site.output

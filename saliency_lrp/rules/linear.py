@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from .arithmetic import (
     working,
 )
 from .base import BiasMode, Rule, unless_distributed
+from .views import LinearView, Messages
 
 
 class Term(NamedTuple):
@@ -44,9 +45,9 @@ class Part:
 
     ``scale`` multiplies the outputs of all terms.
     ``total`` is the denominator where it is already known; otherwise it is the sum of the contributions and the bias.
-    ``sign`` says that it is never negative (1) or positive (-1), ``spent`` that it is a tensor of the part's own.
-    ``only``: outputs where this is not positive take no part. ``stacked``: how many terms were joined to one, channels
-    beside channels.
+    ``sign`` says that it is never negative (1) or positive (-1), ``may_overwrite`` that it is a tensor of the part's
+    own. ``only_where``: outputs where this is not positive take no part. ``joined``: how many terms were joined to one,
+    channels beside channels.
     """
 
     terms: list[Term]
@@ -55,15 +56,15 @@ class Part:
     total: Tensor | None = None
     share: float | Tensor = 1.0
     sign: int = 0
-    spent: bool = False
-    only: Tensor | None = None
-    stacked: int = 1
+    may_overwrite: bool = False
+    only_where: Tensor | None = None
+    joined: int = 1
 
-    def stack(self, site: Any) -> None:
+    def stack(self, site: LinearView) -> None:
         """Make one term of all where the site's input has so few channels that a call costs as much for several."""
-        if len(self.terms) > 1 and site.thin:
+        if len(self.terms) > 1 and site.few_channels:
             inputs, weights, _ = zip(*self.terms, strict=True)
-            self.stacked = len(self.terms)
+            self.joined = len(self.terms)
             self.terms = [Term(torch.cat(inputs, site.channel_axis), torch.cat(weights, 1))]
 
 
@@ -72,7 +73,7 @@ class LinearRule(Rule, abstract=True):
 
     kinds = frozenset({"linear"})
     relative = False
-    takes_several = True
+    batches_maps = True
 
     def __init__(self, epsilon: float = 1e-6, bias: BiasMode = "keep") -> None:
         if not epsilon >= 0:
@@ -82,7 +83,7 @@ class LinearRule(Rule, abstract=True):
         self.epsilon = epsilon
         self.bias = bias
 
-    def parts(self, site: Any) -> Iterator[Part]:
+    def parts(self, site: LinearView) -> Iterator[Part]:
         """The shares of this rule at ``site``."""
         raise NotImplementedError
 
@@ -91,7 +92,7 @@ class LinearRule(Rule, abstract=True):
         """Whether the rule asks for more of a weight than products with it: its signs, squares or connections."""
         return True
 
-    def parts_at(self, site: Any) -> Iterator[Part]:
+    def parts_at(self, site: LinearView) -> Iterator[Part]:
         """The shares, where the weight of the site can give them."""
         layout = site.own_weight.layout
         if layout is not torch.strided and (self.splits_weights or self.bias == "distribute"):
@@ -102,18 +103,18 @@ class LinearRule(Rule, abstract=True):
             )
         return self.parts(site)
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: LinearView, R: Tensor) -> Messages:
         total: Tensor | None = None
         for part in self.parts_at(site):
-            share = R if part.only is None else where_positive(R, part.only)
-            if part.only is not None and nothing_in(share):
+            share = R if part.only_where is None else where_positive(R, part.only_where)
+            if part.only_where is not None and nothing_in(share):
                 continue
             part.stack(site)
             noted = self.accounts_for(site)
-            spent = (part.spent or part.total is None) and not noted
+            may_overwrite = (part.may_overwrite or part.total is None) and not noted
             denominator = contributions(site, part) if part.total is None else part.total
             sign = 0 if noted else part.sign  # what ε absorbs is told by the sign of the denominator itself
-            c = divide(share, denominator, self.epsilon, measured_over(site, self.relative), sign, spent)
+            c = divide(share, denominator, self.epsilon, measured_over(site, self.relative), sign, may_overwrite)
             if isinstance(part.share, Tensor) or part.share != 1.0:
                 c = c.mul_(part.share)
             if site.collects:
@@ -123,28 +124,29 @@ class LinearRule(Rule, abstract=True):
                 message = site.transpose(scaled, w)
                 if a is not None:
                     message = message.mul_(a)
-                if part.stacked > 1:
-                    message = sum_of_parts(message, part.stacked, site.channel_axis)
+                if part.joined > 1:
+                    message = sum_of_parts(message, part.joined, site.channel_axis)
                 total = message if total is None else total.add_(message)
             if noted:
                 absorbed = self.absorbed(site, part, denominator, c)
                 if self.bias == "distribute":
-                    total = total + site.spread(absorbed)
+                    spread = site.spread(absorbed)
+                    total = spread if total is None else total + spread
         return (torch.zeros_like(working(site.input)) if total is None else total,)
 
-    def coefficient(self, site: Any, c: Tensor) -> tuple[Tensor | None, ...] | None:
+    def coefficient(self, site: LinearView, c: Tensor) -> Messages | None:
         """The messages without their factor, the input: each term's counts where the input has the term's sign."""
-        if self.accounts_for(site) or site.thin:
+        if self.accounts_for(site) or site.few_channels:
             return None
         R = c * site.output
         sums: dict[int | None, Tensor] = {}
         for part in self.parts_at(site):
             if any(term.side is None for term in part.terms):
                 return None
-            share = R if part.only is None else where_positive(R, part.only)
-            spent = part.spent or part.total is None
+            share = R if part.only_where is None else where_positive(R, part.only_where)
+            may_overwrite = part.may_overwrite or part.total is None
             denominator = contributions(site, part) if part.total is None else part.total
-            q = divide(share, denominator, self.epsilon, measured_over(site, self.relative), part.sign, spent)
+            q = divide(share, denominator, self.epsilon, measured_over(site, self.relative), part.sign, may_overwrite)
             if isinstance(part.share, Tensor) or part.share != 1.0:
                 q = q.mul_(part.share)
             if part.scale is not None:
@@ -154,11 +156,11 @@ class LinearRule(Rule, abstract=True):
                 sums[side] = sums[side].add_(g) if side in sums else g
         return (by_sign(site.input, sums.get(0), sums.get(1), sums.get(-1)),)
 
-    def accounts_for(self, site: Any) -> bool:
+    def accounts_for(self, site: LinearView) -> bool:
         """Whether it matters what bias and stabiliser take."""
         return site.account or self.bias == "distribute"
 
-    def absorbed(self, site: Any, part: Part, denominator: Tensor, c: Tensor) -> Tensor:
+    def absorbed(self, site: LinearView, part: Part, denominator: Tensor, c: Tensor) -> Tensor:
         """What bias and stabiliser take of the relevance, per output; noted in the account unless distributed."""
         width = stabilizer_width(denominator, self.epsilon, measured_over(site, self.relative))
         by_epsilon = torch.where(denominator < 0, -c, c) * width
@@ -169,11 +171,11 @@ class LinearRule(Rule, abstract=True):
             site.absorb(epsilon=by_epsilon, bias=by_bias)
         return by_epsilon + by_bias
 
-    def bias_of(self, site: Any) -> Tensor | None:
+    def bias_of(self, site: LinearView) -> Tensor | None:
         """The site's bias, or None where it has none or this rule leaves it out."""
         return None if self.bias == "zero" else site.bias
 
-    def output_serves(self, site: Any) -> bool:
+    def output_serves(self, site: LinearView) -> bool:
         """Whether the site's output is, exactly enough, the sum that this rule divides into parts."""
         return not site.rounded and (self.bias != "zero" or not site.has_bias)
 
@@ -199,7 +201,7 @@ def nothing_in(share: Tensor) -> bool:
     return share.device.type == "cpu" and holds(lambda: not share.any(), unknown=False)
 
 
-def contributions(site: Any, part: Part) -> Tensor:
+def contributions(site: LinearView, part: Part) -> Tensor:
     """Σ a·w over the terms of ``part``, plus its bias: a fresh tensor."""
     part.stack(site)
     total: Tensor | None = None
@@ -213,7 +215,7 @@ def contributions(site: Any, part: Part) -> Tensor:
 
 
 def split_terms(
-    site: Any, w: Tensor, same: Callable[[Tensor], Tensor], opposite: Callable[[Tensor], Tensor]
+    site: LinearView, w: Tensor, same: Callable[[Tensor], Tensor], opposite: Callable[[Tensor], Tensor]
 ) -> list[Term]:
     """The terms (a⁺, ``same(w)``), (a⁻, ``opposite(w)``); one where the input is known to be non-negative."""
     a = site.input
@@ -242,17 +244,17 @@ def favored(gamma: float, sign: Callable[[Tensor], Tensor]) -> Callable[[Tensor]
     return favor
 
 
-#: What ``site.factored()`` gives: a weight, and what its outputs are still to be multiplied by (≥ 0), if anything.
-Factored = tuple[Tensor, Tensor | None]
+#: What ``site.weight_and_scale()`` gives: a weight, and what its outputs are to be multiplied by (≥ 0), if anything.
+WeightAndScale = tuple[Tensor, Tensor | None]
 
 
-def positive_part(site: Any, weight: Factored, b: Tensor | None) -> Part:
+def positive_part(site: LinearView, weight: WeightAndScale, b: Tensor | None) -> Part:
     """The share of z⁺: all contributions that are not negative, ``a⁺w⁺ + a⁻w⁻ + b⁺``."""
     w, scale = weight
     return Part(split_terms(site, w, positive, negative), None if b is None else positive(b), scale, sign=1)
 
 
-def negative_part(site: Any, weight: Factored, b: Tensor | None) -> Part:
+def negative_part(site: LinearView, weight: WeightAndScale, b: Tensor | None) -> Part:
     """The share of all contributions that are not positive, ``a⁺w⁻ + a⁻w⁺ + b⁻``."""
     w, scale = weight
     return Part(split_terms(site, w, negative, positive), None if b is None else negative(b), scale, sign=-1)
@@ -285,8 +287,8 @@ class Epsilon(LinearRule):
     def splits_weights(self) -> bool:
         return False
 
-    def parts(self, site: Any) -> Iterator[Part]:
-        w, scale = site.factored(of_any_sign=True)
+    def parts(self, site: LinearView) -> Iterator[Part]:
+        w, scale = site.weight_and_scale(of_any_sign=True)
         if self.bias == "zero" and site.has_bias:
             yield Part([Term(site.input, w, 0)], None, scale)
         else:
@@ -316,8 +318,8 @@ class Gamma(LinearRule):
         super().__init__(epsilon, bias)
         self.gamma = gamma
 
-    def parts(self, site: Any) -> Iterator[Part]:
-        w, scale = site.factored()
+    def parts(self, site: LinearView) -> Iterator[Part]:
+        w, scale = site.weight_and_scale()
         yield Part([Term(site.input, favored(self.gamma, positive)(w), 0)], self.bias_of(site), scale)
 
 
@@ -336,8 +338,8 @@ class GeneralizedGamma(LinearRule):
         super().__init__(epsilon, bias)
         self.gamma = gamma
 
-    def parts(self, site: Any) -> Iterator[Part]:
-        (w, scale), b, z = site.factored(), self.bias_of(site), site.output
+    def parts(self, site: LinearView) -> Iterator[Part]:
+        (w, scale), b, z = site.weight_and_scale(), self.bias_of(site), site.output
         up, down = favored(self.gamma, positive), favored(self.gamma, negative)
         total_up = total_down = None  # then the sum of the contributions
         if self.output_serves(site):
@@ -345,12 +347,14 @@ class GeneralizedGamma(LinearRule):
         b_up, b_down = (None, None) if b is None else (up(b), down(b))
         if site.rectified:  # no relevance where the output was not positive
             sign = int(total_up is not None)
-            yield Part(split_terms(site, w, up, down), b_up, scale, total_up, sign=sign, spent=True)
+            yield Part(split_terms(site, w, up, down), b_up, scale, total_up, sign=sign, may_overwrite=True)
         else:
-            yield Part(split_terms(site, w, up, down), b_up, scale, total_up, only=z)
-            yield Part(split_terms(site, w, down, up), b_down, scale, total_down, only=-z)
+            yield Part(split_terms(site, w, up, down), b_up, scale, total_up, only_where=z)
+            yield Part(split_terms(site, w, down, up), b_down, scale, total_down, only_where=-z)
 
-    def totals(self, site: Any, weight: Factored, b: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    def totals(
+        self, site: LinearView, weight: WeightAndScale, b: Tensor | None, z: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Both denominators by the convolutions of z⁺ alone: ``z + γ z⁺`` and ``z + γ z⁻``, where z⁻ = z − z⁺.
 
         Where they serve (outputs of their sign) the terms of each have one sign, so that nothing cancels.
@@ -368,8 +372,8 @@ class ZPlus(LinearRule):
 
     keeps_zeros = unless_distributed
 
-    def parts(self, site: Any) -> Iterator[Part]:
-        yield positive_part(site, site.factored(), self.bias_of(site))
+    def parts(self, site: LinearView) -> Iterator[Part]:
+        yield positive_part(site, site.weight_and_scale(), self.bias_of(site))
 
 
 class AlphaBeta(LinearRule):
@@ -390,18 +394,18 @@ class AlphaBeta(LinearRule):
         self.alpha = float(alpha)
         self.beta = float(beta)
 
-    def parts(self, site: Any) -> Iterator[Part]:
-        weight, b = site.factored(), self.bias_of(site)
+    def parts(self, site: LinearView) -> Iterator[Part]:
+        weight, b = site.weight_and_scale(), self.bias_of(site)
         up = positive_part(site, weight, b)
         up.share = self.alpha
         if not self.beta:
             yield up
             return
-        up.total, up.spent = contributions(site, up), True
+        up.total, up.may_overwrite = contributions(site, up), True
         down = negative_part(site, weight, b)
         down.share = -self.beta
         if self.output_serves(site):
-            down.total, down.spent = remainder(site.output, up.total), True
+            down.total, down.may_overwrite = remainder(site.output, up.total), True
         yield up
         yield down
 
@@ -432,7 +436,7 @@ class AlphaBetaX(LinearRule):
         self.alpha = tuple(map(float, alpha))
         self.beta = tuple(map(float, beta))
 
-    def parts(self, site: Any) -> Iterator[Part]:
+    def parts(self, site: LinearView) -> Iterator[Part]:
         a, w, b = site.input, site.weight, self.bias_of(site)
         up, down = (None, None) if b is None else (positive(b), negative(b))
         combinations = (
@@ -456,7 +460,7 @@ class WSquare(LinearRule):
     def __init__(self, epsilon: float = 1e-6, bias: BiasMode = "zero") -> None:
         super().__init__(epsilon, bias)
 
-    def parts(self, site: Any) -> Iterator[Part]:
+    def parts(self, site: LinearView) -> Iterator[Part]:
         b = self.bias_of(site)
         yield Part([Term(None, site.weight**2)], None if b is None else b**2)
 
@@ -467,7 +471,7 @@ class Flat(LinearRule):
     def __init__(self, epsilon: float = 1e-6) -> None:
         super().__init__(epsilon, "zero")
 
-    def parts(self, site: Any) -> Iterator[Part]:
+    def parts(self, site: LinearView) -> Iterator[Part]:
         yield Part([Term(None, torch.ones_like(site.weight))])
 
 
@@ -488,8 +492,8 @@ class ZBox(LinearRule):
         self.low = low
         self.high = high
 
-    def parts(self, site: Any) -> Iterator[Part]:
-        a, (w, scale) = site.input, site.factored()
+    def parts(self, site: LinearView) -> Iterator[Part]:
+        a, (w, scale) = site.input, site.weight_and_scale()
         low, high = (self.bound(v, a) for v in (self.low, self.high))
         yield Part([Term(a, w, 0), Term(low, -positive(w)), Term(high, -negative(w))], None, scale)
 
@@ -530,7 +534,7 @@ class Power(LinearRule):
     def splits_weights(self) -> bool:
         return self.p != 1
 
-    def parts(self, site: Any) -> Iterator[Part]:
+    def parts(self, site: LinearView) -> Iterator[Part]:
         b = self.bias_of(site)
         part = Part(
             [Term(self.power(site.input, "input"), self.power(site.weight, "weight"), 0 if self.p == 1 else None)],
@@ -540,7 +544,7 @@ class Power(LinearRule):
         part.share = torch.sgn(part.total).abs()
         yield part
 
-    def keeps_zeros(self, site: Any) -> bool:
+    def keeps_zeros(self, site: LinearView) -> bool:
         return self.p > 0 and unless_distributed(self, site)
 
     def power(self, t: Tensor, what: str) -> Tensor:
@@ -574,8 +578,8 @@ class Beta(LinearRule):
             raise InputError(f"beta must be in [-1, inf), got {beta!r}")
         self.beta = float(beta)
 
-    def parts(self, site: Any) -> Iterator[Part]:
-        weight = site.factored()
+    def parts(self, site: LinearView) -> Iterator[Part]:
+        weight = site.weight_and_scale()
         up, down = positive_part(site, weight, None), negative_part(site, weight, None)
         up.total, down.total = contributions(site, up), contributions(site, down)
         up.share = self.rescaled(1.0 + self.beta, up.total, other=down.total)
@@ -601,8 +605,8 @@ class Rectified(Rule):
     def __init__(self, then: Rule) -> None:
         self.then = then
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: LinearView, R: Tensor) -> Messages:
         return self.then.relevance(site, positive(R))
 
-    def keeps_zeros(self, site: Any) -> bool:
+    def keeps_zeros(self, site: LinearView) -> bool:
         return self.then.keeps_zeros(site)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .arithmetic import unmasked, working
 from .base import Rule, always
+from .views import AttentionView, Messages, ProductView, SoftmaxView, StepsView
 
 
 class Uniform(Rule):
@@ -22,7 +23,7 @@ class Uniform(Rule):
     def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: ProductView, R: Tensor) -> Messages:
         return site.split(R, [1.0 / site.arity] * site.arity, self.epsilon)
 
 
@@ -35,7 +36,7 @@ class SignalTakesAll(Rule):
     def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: ProductView, R: Tensor) -> Messages:
         n = site.arity
         signals = [k not in site.gates for k in range(n)]
         if not any(signals):
@@ -53,7 +54,7 @@ class SoftmaxTaylor(Rule):
     kinds = frozenset({"softmax"})
     keeps_zeros = always
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: SoftmaxView, R: Tensor) -> Messages:
         x, y, R = unmasked(working(site.inputs[0])), working(site.output), working(R)
         R_in = (R - y * R.sum(dim=site.dim, keepdim=True)).mul_(x)
         if site.account:
@@ -65,9 +66,9 @@ class Unrolled(Rule):
     """A fused call (LSTM, GRU, ...) takes its steps one by one; each is a site with a rule of its own."""
 
     kinds = frozenset({"recurrent", "steps"})
-    takes_several = True
+    batches_maps = True
 
-    def relevance(self, site: Any, R: Any) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: StepsView, R: Any) -> Messages:
         return site.through_steps(R)
 
 
@@ -75,13 +76,13 @@ class AttentionRule(Rule, abstract=True):
     """Rules on a fused scaled dot-product attention: what query, key and value get of the relevance."""
 
     kinds = frozenset({"attention"})
-    takes_several = True
+    batches_maps = True
     shares: ClassVar[tuple[float, float, float]]
 
     def __init__(self, epsilon: float = 1e-12) -> None:
         self.epsilon = epsilon
 
-    def relevance(self, site: Any, R: Tensor) -> tuple[Tensor | None, ...]:
+    def relevance(self, site: AttentionView, R: Tensor) -> Messages:
         R_in = site.share(R, self.shares, self.epsilon)
         if site.account and self.shares[0]:  # the softmax takes some
             site.absorb(rule=R.sum() - sum(r.sum() for r in R_in if r is not None))

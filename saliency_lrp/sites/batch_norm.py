@@ -12,7 +12,7 @@ from ..rules.arithmetic import working
 from ..values import of_the_example
 
 
-class Affine:
+class BatchNorm:
     """A batch norm in eval mode: ``y = scale · (x − mean) + shift``, one value per channel."""
 
     #: whether it is one call, or only the last of several

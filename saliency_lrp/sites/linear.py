@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..rules import Part, Rule
 from ..rules.arithmetic import sum_of_parts, working
-from .batch_norm import Affine, along, version
+from .batch_norm import BatchNorm, along, version
 from .call import Call
 from .site import Site, as_reals
 from .tag import Tag, tag_of
@@ -28,7 +28,7 @@ class LinearSite(Site):
     #: whether a batch norm can be folded into the weight
     foldable = True
     #: whether the input has so few channels that calls for several inputs are better made one
-    thin = False
+    few_channels = False
     #: whether it stands for more than the call itself
     is_several_calls = False
     #: axis of the output that the bias and a folded batch norm run along (negative: from the end)
@@ -39,7 +39,7 @@ class LinearSite(Site):
         self.own_weight = weight.detach()
         self.own_bias = None if bias is None else bias.detach()
         self.version = version(self.own_weight)
-        self.batch_norm: Affine | None = None
+        self.batch_norm: BatchNorm | None = None
 
     def keep(self, slot: int | str, copy: Tensor) -> None:
         super().keep(slot, copy)
@@ -69,7 +69,7 @@ class LinearSite(Site):
         w = working(self.own_weight)
         return w if self.batch_norm is None else self.scaled(w, self.batch_norm.scale)
 
-    def factored(self, of_any_sign: bool = False) -> tuple[Tensor, Tensor | None]:
+    def weight_and_scale(self, of_any_sign: bool = False) -> tuple[Tensor, Tensor | None]:
         """The weight, and what its outputs are still to be multiplied by so that a following batch norm is folded in.
 
         Outputs are multiplied where they are fewer than weights. The factor is not negative, so that a rule may split
@@ -133,7 +133,7 @@ class LinearSite(Site):
         return torch.ones_like(self.input)
 
     def vjp(self, c: Tensor) -> tuple[Tensor | None, ...]:
-        w, scale = self.factored(of_any_sign=True)
+        w, scale = self.weight_and_scale(of_any_sign=True)
         return (self.transpose(c if scale is None else c * scale, w),)
 
     def gradient(self, c: Tensor) -> tuple[Tensor | None, ...]:
@@ -165,7 +165,7 @@ class LinearSite(Site):
                 leaf = w.detach().requires_grad_(True)
                 z = self.forward(self.ones_like_input().expand_as(self.input) if a is None else a, leaf)
             share = w * torch.autograd.grad(z, leaf, scaled)[0]
-            self.binding.collect(self.own_weight, sum_of_parts(share, part.stacked, 1) if part.stacked > 1 else share)
+            self.binding.collect(self.own_weight, sum_of_parts(share, part.joined, 1) if part.joined > 1 else share)
         if part.bias is not None and self.own_bias is not None:
             absorbed = (self.as_output(part.bias) * c).transpose(self.channel_axis, -1)
             self.binding.collect(self.own_bias, absorbed.reshape(-1, self.own_bias.shape[-1]).sum(0))
@@ -182,10 +182,10 @@ class LinearSite(Site):
         z = self.forward(self.input, working(self.own_weight))
         return z if self.own_bias is None else z + self.as_output(working(self.own_bias))
 
-    def batch_norm_alone(self) -> Diagonal:
+    def batch_norm_alone(self) -> BatchNormSite:
         """The batch norm as a site of its own, as if it had not been folded."""
         assert self.batch_norm is not None
-        return Diagonal.apart(self, self.batch_norm)
+        return BatchNormSite.apart(self, self.batch_norm)
 
     def below_batch_norm(self, rule: Rule, R: Tensor) -> tuple[Tensor | None, ...]:
         """Relevance of the input, by ``rule`` on the linear layer alone, from that of the layer's output."""
@@ -194,13 +194,13 @@ class LinearSite(Site):
         return rule.relevance(alone, R)
 
 
-class Diagonal(LinearSite):
+class BatchNormSite(LinearSite):
     """A batch norm of its own, not after a linear layer: one weight per channel."""
 
     family = "batch_norm"
-    takes_several = True
+    batches_maps = True
 
-    def __init__(self, call: Call, affine: Affine, channel_axis: int) -> None:
+    def __init__(self, call: Call, affine: BatchNorm, channel_axis: int) -> None:
         super().__init__(call, affine.scale, affine.merged_bias(None))
         self.channel_axis = channel_axis
         self.own = affine
@@ -218,12 +218,12 @@ class Diagonal(LinearSite):
         return torch.ones_like(self.input)
 
     @property  # type: ignore[override]
-    def batch_norm(self) -> Affine | None:
+    def batch_norm(self) -> BatchNorm | None:
         """The batch norm itself, for rules that look at its constants."""
         return self.own
 
     @batch_norm.setter
-    def batch_norm(self, value: Affine | None) -> None:
+    def batch_norm(self, value: BatchNorm | None) -> None:
         pass
 
     def runs_natively(self, tag: Tag | None) -> bool:
@@ -237,22 +237,22 @@ class Diagonal(LinearSite):
     def bias(self) -> Tensor | None:
         return self.own_bias
 
-    def factored(self, of_any_sign: bool = False) -> tuple[Tensor, Tensor | None]:
+    def weight_and_scale(self, of_any_sign: bool = False) -> tuple[Tensor, Tensor | None]:
         return self.own_weight, None
 
     def computed_output(self) -> Tensor:
         return self.own.apply(self.input, self.channel_axis)
 
     @classmethod
-    def apart(cls, site: LinearSite, affine: Affine) -> Diagonal:
+    def apart(cls, site: LinearSite, affine: BatchNorm) -> BatchNormSite:
         """The batch norm of a folded site."""
         alone = object.__new__(cls)
         alone.__dict__.update(site.__dict__)
         alone.own, alone.own_weight, alone.own_bias = affine, affine.scale, affine.merged_bias(None)
-        alone.saved, alone.nonnegative, alone.thin = [site.batch_norm_input()], False, False
+        alone.saved, alone.nonnegative, alone.few_channels = [site.batch_norm_input()], False, False
         return alone
 
-    def batch_norm_alone(self) -> Diagonal:
+    def batch_norm_alone(self) -> BatchNormSite:
         return self
 
     def batch_norm_input(self) -> Tensor:
@@ -266,14 +266,14 @@ def successor(before: LinearSite) -> LinearSite:
     """A site that will stand for a linear layer and what follows it: it reads what the layer read."""
     site = object.__new__(type(before))
     site.__dict__.update(before.__dict__)
-    site.superseded = False  # where another batch norm was folded into it before
+    site.folded_into_next = False  # where another batch norm was folded into it before
     site.native = False
     site.saved, site.result = [], None
     before.result = None  # computed again in the unlikely case that somebody else reads it
     return site
 
 
-def folded(before: LinearSite, affine: Affine) -> LinearSite:
+def folded(before: LinearSite, affine: BatchNorm) -> LinearSite:
     """The linear site and the batch norm after it, as one site."""
     site = successor(before)
     site.batch_norm = affine

@@ -121,7 +121,7 @@ class Site:
     rectifiable: bool = False
     rectified: bool = False
     #: Whether relevance of several maps at once, in a leading axis, may be handed to a rule that takes it.
-    takes_several: bool = False
+    batches_maps: bool = False
 
     #: Axes (from the end) over which a relative stabiliser measures outputs: never one that could be the batch.
     own_axes: tuple[int, ...] = ()
@@ -134,7 +134,7 @@ class Site:
         self.arity = 1
         self.rank = self.depth = -1
         self.depth_after = 0
-        self.superseded = False
+        self.folded_into_next = False
         self.binding = call.binding
         self.is_output = False
         self.parent: Site | None = None
@@ -265,10 +265,10 @@ class Site:
     def propagate_several(self, R: Any) -> Sequence[Tensor | None]:
         """As :meth:`propagate`, for relevance of several maps (the first axis) of one forward pass."""
         rule = self.binding.rule_for(self)
-        if self.takes_several and rule.takes_several:
+        if self.batches_maps and rule.batches_maps:
             return rule.relevance(self, R)
         if isinstance(R, tuple):  # one for each output, None where no relevance arrived
-            maps: Any = [tuple(None if r is None else r[k] for r in R) for k in range(self.binding.maps)]
+            maps: Any = [tuple(None if r is None else r[k] for r in R) for k in range(self.binding.map_count)]
         else:
             maps = R
         found = zip(*(rule.relevance(self, r) for r in maps), strict=True)

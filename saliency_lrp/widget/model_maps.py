@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -295,11 +295,10 @@ def _groups(names: list[str]) -> list[list[Any]]:
 
 def _account(report: Any, layers: Sequence[str]) -> dict[str, Any]:
     """The account as the panel shows it: in a line, in a sentence, as bars that open layers, as rows and as text."""
-    share = report.conserved
     rows = [["at the output", f"{report.seed:+.4g}"], ["reached the picture", f"{report.result:+.4g}"]]
     rows += [[f"taken by {name}", f"{value:+.4g}"] for name, value in report.absorbed.items()]
     return {
-        "summary": f"{share:.1%} conserved" if math.isfinite(share) else "not a number",
+        "summary": re.split(r"[;:.]\s", report.verdict, maxsplit=1)[0].rstrip("."),
         "verdict": report.verdict,
         "bars": _bars(report, layers),
         "rows": rows,

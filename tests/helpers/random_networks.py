@@ -5,8 +5,9 @@ in place or not), which make the network's ``forward``; and as a **surrogate**, 
 which what relevance treats as a constant is detached (see :class:`Surrogate`). Relevance under LRP-ε (ε → 0) and z⁺ is
 then the input times the surrogate's ordinary gradient: nothing of the package is used to find it.
 
-``python -m tests.helpers.random_networks --first 0 --count 10000`` tries that many, and prints those whose map is wrong without
-a word; ``--show SEED`` prints a network as source. ``tests/properties/test_random_networks.py`` tries some in every test run.
+``python -m tests.helpers.random_networks --first 0 --count 10000`` tries that many, and prints those whose map is wrong
+without a word; ``--show SEED`` prints a network as source. ``tests/properties/test_random_networks.py`` tries some in
+every test run.
 """
 
 from __future__ import annotations

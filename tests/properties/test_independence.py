@@ -123,7 +123,7 @@ FIRST = Composite([(composites.first(), rules.Flat())], composites.defaults())
 def firsts(model, *inputs, n=1):
     trace = RelevancePropagator(model).trace(*inputs)
     chosen = composites.first(n)
-    return [site.path for site in trace.sites if not site.superseded and chosen(site)]
+    return [site.path for site in trace.sites if not site.folded_into_next and chosen(site)]
 
 
 def conv(before, after, size=3):

@@ -166,7 +166,7 @@ def test_one_layer_with_two_batch_norms():
     x = noise(4, 3)
     close(explain(statistics(model), x), gradient_times_input(model, x))
     trace = RelevancePropagator(model, EXACT).trace(x)
-    assert [s.rank for s in trace.sites if s.kind == "linear" and not s.superseded] == [0, 1]
+    assert [s.rank for s in trace.sites if s.kind == "linear" and not s.folded_into_next] == [0, 1]
 
 
 def test_a_shared_layer_with_a_batch_norm_per_use():

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from saliency_lrp import SaliencyResults, get_image_saliency_plot, get_image_saliency_results, images
 from saliency_lrp.demo import demo_images, load_demo_model
 from saliency_lrp.display import colors
+from saliency_lrp.display.figure import draw_tensorwatch
 from saliency_lrp.errors import InputError
 from saliency_lrp.results import ImageSaliencyResult
 
@@ -248,3 +250,70 @@ def test_importing_results_needs_no_matplotlib_or_pandas():
         "import sys, saliency_lrp.results; print([m for m in ('matplotlib', 'pandas', 'captum') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------ series
+
+
+def series_results(channels=2, steps=40, methods=("lrp", "grad_x_input")):
+    torch.manual_seed(0)
+    layers = [nn.Conv1d(channels, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)]
+    x = torch.randn(1, channels, steps, generator=torch.Generator().manual_seed(1))
+    return get_image_saliency_results(nn.Sequential(*layers), None, x, methods=methods), x[0]
+
+
+def curves_of(figure):
+    """Of each panel with a curve: title, curve, colors under it, their limits."""
+    panels = [axes for axes in figure.axes if axes.lines]
+    return [
+        (a.get_title(), a.lines[0].get_ydata(), np.ravel(a.collections[0].get_array()), a.collections[0].get_clim())
+        for a in panels
+    ]
+
+
+def test_a_series_is_a_curve_over_its_relevance_one_row_a_channel():
+    results, x = series_results()
+    figure = results.plot()
+    found = curves_of(figure)
+    titles = ["lrp: channel 0", "grad_x_input: channel 0", "lrp: channel 1", "grad_x_input: channel 1"]
+    assert [title for title, *_ in found] == titles
+    for (title, curve, painted, limits), channel in zip(found, (0, 0, 1, 1), strict=True):
+        R = results[title.partition(":")[0]].relevance[0]
+        np.testing.assert_allclose(curve, x[channel], rtol=1e-6)
+        np.testing.assert_allclose(painted, R[channel], rtol=1e-6)
+        assert limits[1] == -limits[0] > 0  # one scale for a method's channels, symmetric
+    assert found[0][3] == found[2][3]
+    notes = figure.get_supxlabel()
+    assert "under a curve" in notes and "opacity" not in notes
+    assert len(results._repr_png_()) > 1000
+
+
+def test_a_series_with_many_channels_or_a_failed_method():
+    results, _ = series_results(channels=9, steps=30, methods=("lrp", "occlusion", "lrp:epsilon"))
+    results[1].relevance, results[1].saliency, results[1].error = None, None, ValueError("no")
+    figure = results.plot()
+    R = results[0].relevance[0].abs().sum(1)
+    kept = sorted(R.argsort(descending=True)[:6].tolist())
+    titles = [title for title, *_ in curves_of(figure)]
+    assert [f"lrp: channel {k}" for k in kept[1:]] == [t for t in titles if t.startswith("lrp: ")][1:]
+    assert titles[0] == f"lrp: channel {kept[0]}, the 6 strongest of 9" and len(titles) == 12
+    assert any("no map" in text.get_text() for axes in figure.axes for text in axes.texts)
+    draw_tensorwatch(results)
+
+
+def test_time_is_the_longer_axis_and_one_channel_needs_no_number():
+    results, x = series_results(channels=1, methods=("lrp",))
+    assert [title for title, *_ in curves_of(results.plot())] == ["lrp"]
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.layer(x)[0][:, -1])
+
+    x = torch.randn(1, 25, 2)
+    found = curves_of(get_image_saliency_results(Recurrent(), None, x, methods=["lrp"]).plot())
+    np.testing.assert_allclose(found[1][1], x[0, :, 1], rtol=1e-6)

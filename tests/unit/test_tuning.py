@@ -198,6 +198,6 @@ def test_the_tuned_composite_goes_by_depth(model):
 
     composite = Choice((0.8, 0.2)).composite(over=4)
     trace = RelevancePropagator(model).trace(torch.zeros(1, 3, 64, 64))
-    found = [composite.rule_for(s) for s in trace.sites if s.kind == "linear" and not s.superseded]
+    found = [composite.rule_for(s) for s in trace.sites if s.kind == "linear" and not s.folded_into_next]
     assert [getattr(rule, "gamma", None) for rule in found] == [None, 0.504, 0.317, 0.2, None]
     assert composites.get("auto").rule_for(trace.sites[0]) == found[0]

@@ -45,7 +45,7 @@ def chosen(composite, trace):
     """(op or path, class of the rule) of every site; of a rule for a layer with its batch norm, the layer's."""
     found = {}
     for site in trace.sites:
-        if not site.superseded:
+        if not site.folded_into_next:
             rule = composite.rule_for(site)
             while hasattr(rule, "then"):
                 rule = rule.then
@@ -160,7 +160,7 @@ def sites_of(selector):
     return [
         s.path if s.kind == "linear" else s.op
         for s in CONV.sites
-        if not s.superseded and isinstance(marked.rule_for(s), rules.Stop)
+        if not s.folded_into_next and isinstance(marked.rule_for(s), rules.Stop)
     ]
 
 
@@ -239,7 +239,7 @@ def test_printing():
     for part in ("epsilon_plus_flat | mine", "first(1)", "Conv2d & 'layer4.*'", "ZPlus(epsilon=1e-06", "(default)"):
         assert part in text
     table = composites.get("epsilon_plus").explain(CONV)
-    assert table.count("\n") == sum(not s.superseded for s in CONV.sites)
+    assert table.count("\n") == sum(not s.folded_into_next for s in CONV.sites)
     assert "conv2d" in table and "ZPlus(epsilon=1e-06, bias='keep')" in table and "head" in table
     assert repr(rules.AlphaBeta(2, 1)) == "AlphaBeta(alpha=2.0, beta=1.0, epsilon=1e-06, bias='keep')"
     assert rules.Epsilon(1e-3) == rules.Epsilon(1e-3) != rules.Epsilon(1e-4)

@@ -24,7 +24,7 @@ def chain(layers: int, width: int = 4) -> nn.Sequential:
 def strengths(model: nn.Module, composite: Composite, *inputs: torch.Tensor) -> dict[str, float | None]:
     """γ of each convolution, by module; None where the rule is another."""
     trace = RelevancePropagator(model).trace(*inputs)
-    sites = [site for site in trace.sites if site.kind == "linear" and not site.superseded]
+    sites = [site for site in trace.sites if site.kind == "linear" and not site.folded_into_next]
     return {site.path: getattr(composite.rule_for(site), "gamma", None) for site in sites}
 
 

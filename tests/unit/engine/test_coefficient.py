@@ -537,3 +537,37 @@ def test_softmax_that_is_read_and_returned():
     got, want = (t.relevance(lambda out: out[0][:, 1]) for t in (trace, propagator.trace(x)))
     assert trace.bound
     assert (got - want).abs().max() <= 1e-6 * want.abs().max()
+
+
+class Shifted(nn.Module):
+    """A position that is added to the input, and a linear layer."""
+
+    def __init__(self, position: Tensor, weight: Tensor) -> None:
+        super().__init__()
+        self.position = nn.Parameter(position)
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.position) @ self.weight.T
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_a_position_cancels_keeps_its_share(dtype):
+    """x · c also where x + position is exactly 0, as half precision makes it now and then: no ratio is taken."""
+    x, weight = torch.tensor([[1.5, -2.0, 0.5]], dtype=dtype), torch.tensor([[2.0, -1.0, 4.0], [1.0, 1.0, 1.0]])
+    net = Shifted(torch.tensor([-1.5, 1.0, 0.25], dtype=dtype), weight.to(dtype))
+    trace = RelevancePropagator(net, "epsilon").bound_trace(x)
+    torch.testing.assert_close(trace.relevance(target=0), (x * weight[0]).to(dtype))
+    assert trace.bound
+
+
+def test_statistics_of_half_precision_are_not_rounded():
+    """Relevance through a layer norm in bfloat16: off by what x, c and R are rounded, not by a rounded deviation."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(32, 512, generator=generator).bfloat16()
+    c = torch.rand(32, 512, generator=generator) - 0.5
+    trace = RelevancePropagator(nn.LayerNorm(512).bfloat16(), "epsilon").bound_trace(x)
+    R, x = trace.relevance(seed=(trace.output * c).bfloat16()).double(), x.double()
+    want = x * (c - c.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    ratio = (R * want).sum(1) / want.square().sum(1)  # of a position: roundings of its values cancel
+    assert (ratio - 1).abs().max() < 1e-3

@@ -134,11 +134,12 @@ class Interrupting:
         return self.step
 
     def __enter__(self):
+        self.before = sys.gettrace()
         sys.settrace(self)
         return self
 
     def __exit__(self, *exception):
-        sys.settrace(None)
+        sys.settrace(self.before)
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else traces: a debugger, coverage")
@@ -565,11 +566,12 @@ def test_an_interrupt_on_torchs_way_around_a_mode_leaves_no_interception(form):
             return torch.nn.functional.layer_norm(v, v.shape[-1:])  # a function of Python, which asks the modes itself
 
     model.append(Asks())
+    before = sys.gettrace()
     sys.settrace(interrupt)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             getattr(RelevancePropagator(model), form)(x)
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     gc.collect()
     assert met and not _get_current_function_mode_stack()

@@ -133,7 +133,7 @@ def test_the_account_is_there(demo):
     widget = compare_saliency(demo[0], demo[1].image, methods=("lrp",), composite="epsilon")
     done(widget)
     account = widget.panels[0]["account"]
-    assert account["summary"].endswith("% conserved")
+    assert account["verdict"].startswith(account["summary"]) and account["summary"].endswith("22 times the score")
     assert dict(account["rows"])["at the output"]
     assert "conv2d" in account["text"]
 

@@ -29,7 +29,7 @@ class CustomSite(Site):
     def __init__(self, name: str, path: str, module: Any, binding: Any) -> None:
         self.op, self.path, self.module, self.binding = name, path, module, binding
         self.index, self.rank, self.depth, self.arity = -1, -1, -1, 1
-        self.is_output = self.superseded = False
+        self.is_output = self.folded_into_next = False
         self.gates = frozenset()
 
 

@@ -15,8 +15,8 @@ from ..sites.call import Call
 from ..sites.site import Site, any_complex, fill
 from ..sites.tag import PLAIN, tag_of
 from . import by_hand
-from .decomposed import DecomposedSite
 from .registry import kind
+from .rerun import DecomposedSite
 from .unknown import unknown
 
 
