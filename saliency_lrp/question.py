@@ -153,3 +153,25 @@ def prepare(
             geometry, warnings = images.geometry_of(transform, image.size)
     check_input(tensor, "the input" if input is not None else "the input made from the image")
     return picture, tensor, options.get("geometry") or geometry, warnings
+
+
+# ------------------------------------------------------------------------------------------------ positional orders
+
+
+def _is_device(value: Any) -> bool:
+    if value is None or isinstance(value, (torch.device, int)):
+        return True
+    try:
+        torch.device(value)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def sort_positions(device: Any, method: Any, layer_path: Any, default: Any) -> tuple[Any, Any, Any]:
+    """Tell TensorWatch's two positional orders apart: what stands in the device's place may be the method."""
+    if _is_device(device):
+        return device, method, layer_path
+    if layer_path is None and method is not default and method != default:
+        layer_path = method
+    return None, device, layer_path

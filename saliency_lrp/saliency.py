@@ -21,7 +21,7 @@ from .model.as_found import as_found
 from .model.card import read_card
 from .model.on_device import on_device
 from .model.unwrapped import unwrapped
-from .question import Question, ask, find_device
+from .question import Question, ask, find_device, sort_positions
 from .results import ImageSaliencyResult, SaliencyResults
 
 
@@ -79,7 +79,7 @@ def get_saliency(
     InputError
         For anything that cannot be explained: what was given, what was expected, how to mend it.
     """
-    device, method, layer_path = _sort_positions(device, method, layer_path, default="lrp")
+    device, method, layer_path = sort_positions(device, method, layer_path, default="lrp")
     plans = plan_methods([method], layer_path, options)
     if input is None and isinstance(raw_input, tuple | Mapping):
         raw_input, input = None, raw_input
@@ -130,7 +130,7 @@ def get_image_saliency_results(
     InputError
         For a model or an input that no method can explain, and for names that do not exist.
     """
-    device, methods, layer_path = _sort_positions(device, methods, layer_path, default=DEFAULT_METHODS)
+    device, methods, layer_path = sort_positions(device, methods, layer_path, default=DEFAULT_METHODS)
     methods = [methods] if isinstance(methods, str) else list(methods)
     plans = plan_methods(methods, layer_path, options)
     for plan in plans:
@@ -157,25 +157,6 @@ def compare_saliency(model: nn.Module, raw_image: Any, *args: Any, **options: An
 def are_token_ids(value: Any) -> bool:
     """Whether a value is (N, T) integers as language models read them."""
     return isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64) and value.ndim == 2
-
-
-def _is_device(value: Any) -> bool:
-    if value is None or isinstance(value, (torch.device, int)):
-        return True
-    try:
-        torch.device(value)
-    except (RuntimeError, TypeError):
-        return False
-    return True
-
-
-def _sort_positions(device: Any, method: Any, layer_path: Any, default: Any) -> tuple[Any, Any, Any]:
-    """Tell TensorWatch's two positional orders apart: what stands in the device's place may be the method."""
-    if _is_device(device):
-        return device, method, layer_path
-    if layer_path is None and method is not default and method != default:
-        layer_path = method
-    return None, device, layer_path
 
 
 # ----------------------------------------------------------------------------------------------

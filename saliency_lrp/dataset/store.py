@@ -26,6 +26,8 @@ NAME_BYTES, REASON_BYTES = 256, 256
 #: How long a process of several waits for the first to make the store, in seconds.
 PATIENCE = 600.0
 FORMAT = 2
+#: the oldest Zarr whose stores these are
+ZARR = 3
 #: Beside the arrays of relevance.
 ARRAYS = ("target", "score", "conserved", "reason", "status", "name")
 
@@ -241,8 +243,14 @@ def zarr() -> Any:
     """The library."""
     try:
         import zarr
+
+        if int(zarr.__version__.split(".")[0]) < ZARR:
+            raise ImportError(f"{zarr.__version__} is here")
     except ImportError as error:
-        raise InputError("whole data sets need zarr: pip install 'saliency-lrp[scale]'") from error
+        raise InputError(
+            f"whole data sets need zarr {ZARR} or newer (for Python 3.11 and later) and {error}: "
+            "pip install 'saliency-lrp[scale]'"
+        ) from error
     return zarr
 
 

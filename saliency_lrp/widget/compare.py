@@ -7,6 +7,7 @@ from typing import Any
 
 from ..display.looks import LOOKS
 from ..explainers.registry import DEFAULT_METHODS
+from ..question import sort_positions
 from .widget import SaliencyWidget
 
 
@@ -77,10 +78,8 @@ def compare_saliency(
     from .model_maps import ModelMaps
 
     look = {name: options.pop(name) for name in LOOKS if name in options}
-    if isinstance(device, (list, tuple)):  # TensorWatch's older order has the methods here
-        device, methods = None, device
+    device, methods, layer_path = sort_positions(device, methods, options.pop("layer_path", None), DEFAULT_METHODS)
     methods = [methods] if isinstance(methods, str) else list(methods)
-    layer_path = options.pop("layer_path", None)
     plan_methods([*methods, "lrp"], layer_path, options)  # an option that none of them knows is an error
     source = ModelMaps(model, raw_image, input, label, device, composite, {**options, "layer_path": layer_path}, truth)
     code = ["model", "image", *(["input=input"] if input is not None else [])]

@@ -16,6 +16,7 @@ import platform
 import random
 import resource
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -174,6 +175,7 @@ class Killer:
 def interrupts(wanted: int = 3000) -> Row:
     """SIGINT at random times of explanations."""
     row, rng, killer = Row("SIGINT at random moments of an explanation"), random.Random(0), Killer()
+    before_us = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts behind ignores it
     cases = [(name, way) for name in MODELS for way in WAYS]
     expected, times = {}, {}
     for name, way in cases:
@@ -209,6 +211,7 @@ def interrupts(wanted: int = 3000) -> Row:
                 row.harms[f"next map of {name}, {way}"] += not right
     finally:
         killer.close()
+        signal.signal(signal.SIGINT, before_us)
     row.harms = +row.harms
     row.remark = f"{len(cases)} pairs of model and method: mode, flags, hooks, graphs, random state, next map as before"
     return row
@@ -467,6 +470,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="default: all")
     parser.add_argument("--small", action="store_true", help="a slice of each")
     parser.add_argument("--seconds", type=float, default=300, help="how long the threads work (default: %(default)s)")
+    parser.add_argument("--signals", type=int, default=3000, help="how many interrupts (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -475,7 +479,8 @@ def main() -> int:
     print("| what | tried | harmed | | seconds |\n|---|---|---|---|---|")
     harmed = 0
     for name in options.parts or PARTS:
-        row = run(name, options.small, **({"seconds": options.seconds} if name == "threads" else {}))
+        sizes = {"threads": {"seconds": options.seconds}, "interrupts": {"wanted": options.signals}}
+        row = run(name, options.small, **sizes.get(name, {}))
         print(row, flush=True)
         harmed += row.harmed
     return int(harmed > 0)

@@ -18,7 +18,7 @@ from saliency_lrp import LrpExplainer, RelevancePropagator
 from saliency_lrp.dataset import EXPLAINED, PENDING, SKIPPED, explain_dataset, on_ray
 from saliency_lrp.errors import InputError
 
-zarr = pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
+zarr = pytest.importorskip("zarr", minversion="3", reason="whole data sets need saliency-lrp[scale]")
 X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
+pytest.importorskip("zarr", minversion="3", reason="whole data sets need saliency-lrp[scale]")
 if sys.platform != "linux":
     pytest.skip("signals and limits of Linux", allow_module_level=True)
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.jobs import dataset_job
 
-pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
+pytest.importorskip("zarr", minversion="3", reason="whole data sets need saliency-lrp[scale]")
 pytest.importorskip("ray.data", reason="a cluster needs saliency-lrp[scale]")
 JOB = Path(__file__).with_name("ray_job.py")
 #: what the job says where Ray does not start

@@ -54,7 +54,8 @@ def refused(call, *words, error=InputError):
 
 
 def test_what_is_asked_here_is_fine_otherwise(ask):
-    assert ask(make_net(), IMAGE, 1) is not None
+    found = torch.as_tensor(ask(make_net(), IMAGE, 1))
+    assert found.shape[-2:] == IMAGE.shape[-2:] and found.abs().sum() > 0 and found.isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------ the input
@@ -154,7 +155,7 @@ def test_one_bad_label_of_a_batch(ask):
 def test_output_that_is_no_table_of_classes(ask):
     model = nn.Conv2d(3, 2, 1)
     refused(lambda: ask(model, IMAGE), r"\(1, 2, 8, 8\)", r"\(N, C\)|\(items, classes\)", "callable|lambda")
-    assert ask(model, IMAGE, lambda out: out[:, 1].mean((1, 2))) is not None
+    assert torch.as_tensor(ask(model, IMAGE, lambda out: out[:, 1].mean((1, 2)))).abs().sum() > 0
 
 
 def test_callable_target_that_returns_no_tensor():

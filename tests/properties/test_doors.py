@@ -91,7 +91,7 @@ def by_command(net, label, tmp_path):
 
 
 def by_dataset(net, label, tmp_path):
-    zarr = pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
+    zarr = pytest.importorskip("zarr", minversion="3", reason="whole data sets need saliency-lrp[scale]")
     out = tmp_path / "maps.zarr"
     explain_dataset(net, [PICTURE], out, targets=label, composite="epsilon", batch_size=1, progress=False)
     store = zarr.open_group(str(out), mode="r")

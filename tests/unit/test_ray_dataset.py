@@ -7,7 +7,7 @@ import torch
 
 from saliency_lrp.errors import InputError
 
-pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
+pytest.importorskip("zarr", minversion="3", reason="whole data sets need saliency-lrp[scale]")
 pytest.importorskip("ray.data", reason="a cluster needs saliency-lrp[scale]")
 
 

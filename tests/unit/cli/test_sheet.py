@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
+pytest.importorskip("zarr", minversion="3", reason="whole data sets need saliency-lrp[scale]")
 
 from saliency_lrp.cli import main
 from saliency_lrp.cli.sheet import MEASURES, Tile, chosen, find_odd, of_map

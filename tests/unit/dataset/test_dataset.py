@@ -19,7 +19,7 @@ from saliency_lrp.demo import demo_images, load_demo_model
 from saliency_lrp.errors import InputError
 from tests.jobs.dataset_job import BATCH, ITEMS, OPTIONS, inputs, run
 
-zarr = pytest.importorskip("zarr", reason="whole data sets need saliency-lrp[scale]")
+zarr = pytest.importorskip("zarr", minversion="3", reason="whole data sets need saliency-lrp[scale]")
 ROOT = Path(__file__).resolve().parents[3]
 JOB = ROOT / "tests" / "jobs" / "dataset_job.py"
 
