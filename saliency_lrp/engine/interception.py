@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import InputError
 from ..functions import HANDLERS, autograd_functions, facts
 from ..functions.by_hand import can_be_normed
+from ..functions.layers import moved_layer
 from ..functions.python_bodies import open_up, opened
 from ..functions.rectifiers import rectified, remember_sources
 from ..functions.registry import LOOKED_UP
@@ -109,7 +110,7 @@ class KnownFunction:
         row = facts.of(func, bare)
         #: whether it moves the values of one tensor and nothing else has to be looked at
         self.moves = row.kind == "routing" and row.gate == facts.AS_INPUT and row.keeps_sign is True
-        self.moves &= not self.always_inplace and self.inplace_position is None
+        self.moves &= not self.always_inplace and self.inplace_position is None and row.diagonal is False
         #: whether some calls draw random numbers
         self.may_draw = bool(facts.of(func, bare).random)
 
@@ -249,7 +250,7 @@ class Interceptor(TorchFunctionMode):
             return func(*args, **kwargs)
         if entry.moves and self.form.early and len(activations) == 1 and not self.single_views:
             if sum(1 for _ in iter_tensors(args, kwargs)) == 1 and kwargs.get("out") is None:
-                out = self.moved(func(*args, **kwargs), activations[0])
+                out = self.moved(func, args, kwargs, activations[0])
                 return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
         call = Call(func, entry.name, args, kwargs, activations, entry.writes(args, kwargs), self)
         if kwargs.get("out") is not None:
@@ -260,14 +261,16 @@ class Interceptor(TorchFunctionMode):
         out = self.seek_rectifier(entry, call) if self.binding.seeks_rectifiers else entry.handler(call)
         return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
 
-    def moved(self, out: Any, t: Tensor) -> Any:
-        """Tag the results of a call that moves the values of one activation, in the coefficient form."""
-        before = getattr(t, TAG)
+    def moved(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], t: Tensor) -> Any:
+        """A call that moves the values of one activation, in the coefficient form."""
+        out, before = func(*args, **kwargs), getattr(t, TAG)
         for result in out if isinstance(out, (tuple, list)) else (out,):  # a union is slower
             if result is not t and isinstance(result, Tensor) and result.requires_grad:
                 tag = Tag(self.token, None, before.gate, before.nonnegative, before.depth)
                 tag.final = before.final
                 tag.may_be_normed = can_be_normed(before)
+                if before.site is not None or before.moved is not None:
+                    tag.moved = moved_layer(before, t, out, func, args, kwargs) if result is out else None
                 self.tag(result, tag)
         return out
 
@@ -393,10 +396,14 @@ class Interceptor(TorchFunctionMode):
         gate, nonnegative = call.gate(), call.nonnegative()
         tags = [getattr(a, TAG) for a in call.activations]
         depth, final = max((t.depth for t in tags), default=0), all(t.final for t in tags)
-        normed = bool(tags) and all(can_be_normed(t) for t in tags)
+        counted = tags[1:] if call.inplace and len(tags) > 1 and call.says("replaces") else tags
+        normed = bool(tags) and all(can_be_normed(t) for t in counted)
         written = (call.args[0],) if call.inplace else ()
         if written:
             self.wrote(call.args[0], depth)
+        layer = None
+        if len(tags) == 1 and not written and isinstance(out, Tensor):
+            layer = moved_layer(tags[0], call.activations[0], out, call.func, call.args, call.kwargs)
         for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
                 if not self.form.early:
@@ -404,6 +411,7 @@ class Interceptor(TorchFunctionMode):
                 tag = Tag(self.token, None, gate, nonnegative, depth)
                 tag.final = final
                 tag.may_be_normed = normed
+                tag.moved, tag.diagonal = layer, call.says("diagonal")
                 self.tag(t, tag)
         return out
 
