@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
@@ -26,8 +25,7 @@ from ..functions.rectifiers import rectified, remember_sources
 from ..functions.registry import LOOKED_UP
 from ..functions.routing import constant
 from ..functions.unknown import unknown
-from ..model.as_found import calls_seen_by, finish_detours, see_calls_by
-from ..model.interrupts import delivering
+from ..model.as_found import CallMode
 from ..model.written import TAG, Written
 from ..sites.call import Call
 from ..sites.site import OUTPUT, Held, Site, iter_tensors
@@ -40,8 +38,6 @@ from .reference import ReferenceForm
 from .second_look import Exit
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from .binding import Binding
 
 #: Why a call can be missing.
@@ -125,7 +121,7 @@ class KnownFunction:
 # ------------------------------------------------------------------------------------------------ interception
 
 
-class Interceptor(TorchFunctionMode):
+class Interceptor(CallMode):
     """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
 
     def __init__(
@@ -144,7 +140,6 @@ class Interceptor(TorchFunctionMode):
         self.sites = sites
         self.within = within
         self.token = object()
-        self._modes_before: list[list[Any]] = []
         self.notes: dict[str, None] = {}
         self.stack: list[tuple[str, nn.Module | None]] = [
             (within.path, within.module) if within is not None else ("", None)
@@ -167,15 +162,6 @@ class Interceptor(TorchFunctionMode):
         #: how many calls took values out of the graph, and which of them values that depend on the input
         self.leaving = 0
         self.exits: dict[int, Exit] = {}
-
-    def __enter__(self) -> Self:
-        self._modes_before.append(calls_seen_by())
-        return super().__enter__()
-
-    @delivering
-    def __exit__(self, kind: Any = None, error: Any = None, traceback: Any = None) -> None:
-        finish_detours(traceback)
-        see_calls_by(self._modes_before.pop())
 
     # ------------------------------------------------------------------ every torch call comes through here
 
