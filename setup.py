@@ -85,7 +85,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["saliency_lrp", "saliency_lrp.*"]),
-    package_data={"saliency_lrp": ["py.typed", "data/*", "widget/static/*", "functions/README.md"]},
+    package_data={"saliency_lrp": ["py.typed", "data/*", "widget/static/*", "page/static/*", "functions/README.md"]},
     install_requires=RUNTIME,
     extras_require={
         "vision": VISION,

@@ -97,7 +97,7 @@ def cut_outs(folder: Path | None = None) -> dict[str, Image.Image]:
 
 
 class Backgrounds:
-    """Photographs to paste things on: random squares of them, none much more often than the others.
+    """Photographs to paste things on: random squares of them, none more than three times its share.
 
     Things hide nothing of an even texture, so that pictures which the network still understands would nearly all show
     textures, if it were left to chance.
@@ -110,7 +110,7 @@ class Backgrounds:
         folder = Path(skimage.data.__file__).parent
         self.images = [Image.open(next(folder.glob(f"{name}.*"))).convert("RGB") for name in BACKGROUNDS]
         self.images += [Image.fromarray(image) for image in load_sample_images().images]
-        self.left = np.full(len(self.images), math.ceil(1.5 * pictures / len(self.images)))
+        self.left = np.full(len(self.images), math.ceil(3 * pictures / len(self.images)))
         self.size, self.draw = size, draw
 
     def one(self) -> tuple[int, np.ndarray]:

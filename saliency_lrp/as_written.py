@@ -25,9 +25,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from .model.as_found import Frame
+from .model.as_found import CallMode, Frame
 
 #: Per thread: the explanations that are running a model, the innermost one last.
 _running = threading.local()
@@ -39,7 +38,7 @@ def _holders_here() -> list[AsWritten]:
     return _running.holders
 
 
-class GradientsAllTheSame(TorchFunctionMode):
+class GradientsAllTheSame(CallMode):
     """Passes a model's own ``torch.no_grad()``: it says how a value is computed, not what it depends on."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -7,6 +7,7 @@ is, under ``torch.compile``, through ``torch.export``, and as ONNX in other runt
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,11 +16,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from .composites import Composite
-from .errors import InputError
-from .graphs import fold_constants, to_onnx, with_any_strides, without_parameters
+from .errors import InputError, unknown_name
+from .graphs.constants import computed_once, fold_constants, keep_constants, with_any_strides, without_parameters
+from .graphs.folding import fold_factors, without_copies
+from .graphs.inductor import BACKENDS
+from .graphs.nodes import looks_at_inputs
+from .graphs.onnx import to_onnx
 from .propagator import RelevancePropagator
 from .rules import Rule
-from .values import captured
+from .values import captured, is_captured
 
 #: several composites, by name, in one graph
 Composites = str | Composite | Rule | dict[str, str | Composite | Rule]
@@ -42,12 +47,16 @@ class Compiled:
         example: tuple[Tensor, ...],
         composites: Composites,
         target: Any,
-        seed: Any,
-        dynamic_batch: bool,
+        seed: Any = "logit",
+        dynamic_batch: bool = True,
+        backend: str | None = None,
+        unknown: str = "warn",
     ) -> None:
+        if backend not in BACKENDS:
+            raise unknown_name("backend", backend, [name for name in BACKENDS if name is not None])
         named = composites if isinstance(composites, dict) else {"relevance": composites}
         self.single = not isinstance(composites, dict)
-        self.propagators = {name: RelevancePropagator(model, composite) for name, composite in named.items()}
+        self.propagators = {name: RelevancePropagator(model, composite, unknown) for name, composite in named.items()}
         self.composites = {name: propagator.composite for name, propagator in self.propagators.items()}
         self.model = next(iter(self.propagators.values())).model
         self.seed = seed
@@ -56,7 +65,11 @@ class Compiled:
         self.asks_target = isinstance(target, Tensor)
         self.target = target
         self.example = example
+        self.backend = backend
+        #: how many scores an item has, where they are one row
+        self.classes: int | None = None
         self._graphs: dict[int, fx.GraphModule] = {}
+        self._runs: dict[int, Callable[..., Any]] = {}
         self.graph = self._graph_for(example, target if self.asks_target else None)
 
     # ------------------------------------------------------------------ running it
@@ -83,9 +96,9 @@ class Compiled:
         """
         self._check(inputs)
         given = self._given_target(inputs, target)
-        graph = self._graph_for(inputs, given)
+        run = self._run_for(inputs, given)
         with torch.no_grad():
-            output, *maps = graph(*inputs, *(() if given is None else (given,)))
+            output, *maps = run(*inputs, *(() if given is None else (given,)))
         found = dict(zip(self.composites, self._arranged(maps), strict=True))
         return output, next(iter(found.values())) if self.single else found
 
@@ -132,7 +145,14 @@ class Compiled:
         classes = torch.as_tensor(target, device=inputs[0].device)
         if classes.is_floating_point() or classes.dtype == torch.bool or classes.numel() not in (1, n):
             raise InputError(f"target should be one class, or one for each of the {n} items, got {target!r:.80}")
+        if self.classes is not None and bool(((classes < -self.classes) | (classes >= self.classes)).any()):
+            raise InputError(f"target {target!r:.80} is out of range: the model has {self.classes} classes")
         return classes.reshape(-1).expand(n).contiguous().long()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Batch sizes that there are graphs for, the smallest first."""
+        return sorted(self._graphs)
 
     # ------------------------------------------------------------------ making it
 
@@ -143,25 +163,33 @@ class Compiled:
             self._graphs[n] = self._capture(inputs, target)
         return self._graphs[n]
 
+    def _run_for(self, inputs: tuple[Tensor, ...], target: Tensor | None) -> Callable[..., Any]:
+        """What runs the graph for a batch size, by the backend."""
+        n, graph = inputs[0].shape[0], self._graph_for(inputs, target)
+        if n not in self._runs:
+            given = () if target is None else (target,)
+            self._runs[n] = BACKENDS[self.backend](graph, (*inputs, *given))
+        return self._runs[n]
+
     def _capture(self, inputs: tuple[Tensor, ...], target: Tensor | None) -> fx.GraphModule:
         arguments = [t.detach().clone() for t in inputs]
         if target is not None:
             arguments.append(target.detach().clone().reshape(-1).expand(inputs[0].shape[0]).contiguous())
         self.explain(*arguments)  # once as it is: what cannot be explained says so in its own words
-        try:
-            with captured():
-                graph = make_fx(self.explain)(*arguments)
-        except RuntimeError as error:
-            if "_local_scalar_dense" not in str(error):
-                raise
+        with captured():
+            graph = make_fx(self.explain, _error_on_data_dependent_ops=False)(*arguments)
+        if looks_at_inputs(graph):
             raise InputError(
                 f"{type(self.model).__name__} cannot be captured as a graph: what it computes depends on the values of "
                 "its input by Python's own means (an if, a loop, .item()), which a graph cannot follow"
-            ) from error
+            )
         with torch.no_grad():
             graph = with_any_strides(without_parameters(graph))
             graph = make_fx(torch.func.functionalize(graph))(*arguments)  # nothing writes into anything
-            return with_any_strides(fold_constants(without_parameters(graph)))
+            graph = computed_once(without_copies(fold_constants(with_any_strides(without_parameters(graph)))))
+            graph = computed_once(fold_factors(graph))
+            keep_constants(graph, self.model)
+            return graph
 
     def explain(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """Output and maps by the engine; what is captured."""
@@ -173,6 +201,9 @@ class Compiled:
             found = trace.relevance(target, self.seed)
             if output is None:
                 output = trace.scores().values.detach()
+                self.classes = output.shape[-1] if output.dim() > 1 else None
+            if not is_captured():
+                trace.warn()
             maps += [t for t in tree_leaves(found) if isinstance(t, Tensor)]
         assert output is not None
         return (output, *maps)
@@ -226,6 +257,8 @@ def compile(
     target: Any = None,
     seed: Any = "logit",
     dynamic_batch: bool = True,
+    backend: str | None = None,
+    unknown: str = "warn",
 ) -> Compiled:
     """Capture forward pass and relevance of a model as one graph of ATen calls.
 
@@ -245,6 +278,11 @@ def compile(
         the engine does by another form for such values, a graph cannot choose.
     dynamic_batch : bool
         Take batches of any size: a graph is captured for each size when it first comes. Else another size is refused.
+    backend : {None, "inductor"}
+        What runs the graph: None as it is, ``"inductor"`` under ``torch.compile``, which is faster and takes from some
+        seconds to minutes when a batch size first comes. On a CPU its weights are laid out for it in advance.
+    unknown : {"warn", "error"}
+        What to do about functions that are not understood.
 
     Returns
     -------
@@ -260,8 +298,8 @@ def compile(
     --------
     >>> explain = compile(model, x, composite="epsilon_plus", target=torch.tensor([0]))
     >>> output, relevance = explain(x, target=3)
-    >>> fast = torch.compile(explain.graph)
+    >>> fast = compile(model, x, composite="epsilon_plus", backend="inductor")
     """
     if not example or not all(isinstance(t, Tensor) for t in example):
         raise InputError("compile needs an example of the model's input: compile(model, x)")
-    return Compiled(model, example, composite, target, seed, dynamic_batch)
+    return Compiled(model, example, composite, target, seed, dynamic_batch, backend, unknown)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..display.figure import get_image_saliency_plot
 from ..results import ImageSaliencyResult
-from .findings import Finding
+from .findings import SAME, Finding
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -43,10 +43,15 @@ class Check:
 
     @property
     def score(self) -> float:
-        """From 0 (not this model's map) to 1: agreement with the map made again times that with a second rule."""
+        """From 0 (not this model's map) to 1: agreement with the map made again times that with a second rule.
+
+        A map made again agrees to rounding; what differs as much as fails that question counts as another map.
+        """
         product = 1.0
         for finding in self.findings:
-            if finding.name == "made again" or finding.name.startswith("second rule"):
+            if finding.name == "made again":
+                product *= min(max((finding.value - SAME) / (1 - SAME), 0.0), 1.0)
+            elif finding.name.startswith("second rule"):
                 product *= min(max(finding.value, 0.0), 1.0)
         return product
 

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .. import photographs
@@ -17,7 +17,8 @@ from ..explainers.registry import DEFAULT_METHODS
 from . import photo_demo
 from .explained import Subject, explain
 from .models import find_device, find_model, one_line
-from .options import DEMO_IMAGES, DEMO_OUT, MOST_IMAGES, build_batch_parser, build_parser
+from .options import DEMO_IMAGES, DEMO_OUT, MOST_IMAGES, build_batch_parser, build_page_parser, build_parser
+from .page import run_page
 from .report import as_page, as_text, glossary_text
 
 #: exit code of a command that Ctrl-C ended, as shells count it
@@ -41,6 +42,7 @@ def run_batch(options: argparse.Namespace, command: str) -> None:
         device=find_device(options.device),
         overwrite=options.overwrite,
         progress=not options.quiet,
+        compiled=options.compiled,
     )
     print(summary)
     if options.html is not None and rank_and_world()[0] == 0:
@@ -52,6 +54,13 @@ def run_batch(options: argparse.Namespace, command: str) -> None:
     print(f"in Python: import zarr; maps = zarr.open_group({str(options.out)!r})  # maps['input'][k]")
 
 
+#: by the first word: which options, and what is done
+SUBCOMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace, str], None]]] = {
+    "batch": (build_batch_parser, run_batch),
+    "page": (build_page_parser, run_page),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code.
 
@@ -60,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files; no window system is needed
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     batch = arguments[:1] == ["batch"]
-    options = build_batch_parser().parse_args(arguments[1:]) if batch else build_parser().parse_args(arguments)
+    own = SUBCOMMANDS.get(arguments[0]) if arguments else None
+    options = own[0]().parse_args(arguments[1:]) if own else build_parser().parse_args(arguments)
     try:
-        if batch:
-            run_batch(options, shlex.join(["saliency-lrp", *arguments]))
+        if own:
+            own[1](options, shlex.join(["saliency-lrp", *arguments]))
         elif options.list:
             print_names()
         else:

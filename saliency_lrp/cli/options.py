@@ -33,6 +33,8 @@ examples:
       rules of relevance propagation, side by side
   saliency-lrp batch photos/ --model resnet50 --out maps.zarr
       thousands of images, into a Zarr store; see saliency-lrp batch --help
+  saliency-lrp page --module train.py:make_model --out site
+      a web page that explains pictures by itself, in the browser; see saliency-lrp page --help
   saliency-lrp photos/*.jpg --model resnet50 --out look
       several images on one page
   saliency-lrp --list
@@ -123,6 +125,14 @@ def build_batch_parser() -> argparse.ArgumentParser:
     parser.add_argument("--composite", default="auto", metavar="NAME", help="the rules (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once, and per chunk (default: 16)")
     parser.add_argument("--float16", action="store_true", help="store maps in half precision")
+    parser.add_argument(
+        "--compiled",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="inductor",
+        help="make maps by a captured graph; with the word inductor, under torch.compile",
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the model's)")
     parser.add_argument(
         "--html",
@@ -133,4 +143,25 @@ def build_batch_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="start again instead of going on")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def build_page_parser() -> argparse.ArgumentParser:
+    """The options of `saliency-lrp page`."""
+    parser = _Parser(
+        prog="saliency-lrp page",
+        description="Write a web page that explains pictures by itself: a folder of files, in which the browser "
+        "computes class and map. Any file server serves it: python -m http.server --directory site",
+    )
+    parser.add_argument("examples", nargs="*", metavar="IMAGE", help="pictures to begin with, beside the page")
+    _add_model(parser, "EfficientNet-Lite0 (extra 'demo'); without it as --digits")
+    parser.add_argument("--composite", default="auto", metavar="NAME", help="the rules (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("site"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--title", metavar="TEXT", help="over the page (default: the model's class)")
+    parser.add_argument(
+        "--runtime",
+        type=Path,
+        metavar="FOLDER",
+        help="the unpacked npm package onnxruntime-web (default: npm fetches the tested version)",
+    )
     return parser

@@ -19,6 +19,7 @@ from ..engine.start import choose, find_scores, sum_of
 from ..errors import InputError
 from ..model.devices import device_of
 from ..model.unwrapped import unwrapped
+from ..prepared import PreparedMaps
 from ..propagator import RelevancePropagator
 from ..rules import Rule
 from . import identity
@@ -51,6 +52,8 @@ class JobOptions:
         From a PIL image to the model's tensor.
     keep_input : bool
         Whether the relevance of the input itself is kept; without it, that of ``layers`` alone.
+    compiled : bool or str
+        As for ``LrpExplainer``: maps by a captured graph, batches padded to ``batch_size``. Without ``layers``.
     """
 
     targets: Any = None
@@ -63,6 +66,7 @@ class JobOptions:
     unknown: str = "warn"
     transform: Callable[[Any], Any] | None = None
     keep_input: bool = True
+    compiled: bool | str = False
 
     def checked(self, dataset: Any) -> JobOptions:
         """The same, with what follows from the data set; errors for what makes no sense."""
@@ -80,10 +84,12 @@ class JobOptions:
         layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
         if not layers and not self.keep_input:
             raise InputError("keep_input=False without layers keeps nothing; name some modules by layers=")
+        if self.compiled and layers:
+            raise InputError("compiled= keeps the relevance of the input alone: leave out layers=, or compiled=")
         device = None if self.device is None else torch.device(self.device)
         return JobOptions(
             targets, layers, composites.get(self.composite), size, self.dtype, device, self.seed, self.unknown,
-            self.transform, self.keep_input,
+            self.transform, self.keep_input, self.compiled,
         )  # fmt: skip
 
 
@@ -117,8 +123,16 @@ class Job:
         """What explains; it remembers from batch to batch whether relevance has a coefficient."""
         return RelevancePropagator(self.model, self.options.composite, self.options.unknown)
 
+    @functools.cached_property
+    def prepared(self) -> PreparedMaps:
+        """What explains by captured graphs."""
+        options, backend = self.options, None if self.options.compiled is True else str(self.options.compiled)
+        return PreparedMaps(
+            self.model, options.composite, options.seed, options.unknown, backend, size=options.batch_size
+        )
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "propagator"}
+        return {name: value for name, value in vars(self).items() if name not in ("propagator", "prepared")}
 
     @property
     def batch_size(self) -> int:
@@ -159,6 +173,8 @@ class Job:
             "seed": options.seed if isinstance(options.seed, str) else identity.of(options.seed),
             "batch_size": options.batch_size,
             "dtype": options.dtype,
+            # maps by a graph are the same but for rounding; without one, jobs are told apart as they always were
+            "compiled": options.compiled or None,
         }
 
     def prepare(self, first: bool = True, overwrite: bool = False) -> None:
@@ -258,6 +274,8 @@ class Job:
         parameter = next(self.model.parameters(), None)
         if parameter is not None:
             x = x.to(parameter.device, parameter.dtype if x.is_floating_point() else x.dtype)
+        if options.compiled:
+            return self._by_graphs(x, labels)
         # rules are bound in the forward pass where only the input's relevance is wanted: faster, in less memory
         trace = self.propagator.trace(x) if options.layers else self.propagator.bound_trace(x)
         whys = dict.fromkeys(not_finite(trace.output, options.targets, len(values)), OUTPUT_NOT_FINITE)
@@ -271,14 +289,31 @@ class Job:
                 R, layers = trace.relevance(target, options.seed, retain=retain), {}
             if not isinstance(R, Tensor) or any(not isinstance(v, Tensor) for v in layers.values()):
                 raise InputError("only models and layers with one tensor going in and out can be explained in bulk")
-            index, score = scores(trace.output, target, asked, len(values))
-            started = sum_of(options.seed, score)
-            arrived = R.double().flatten(1).sum(1) if R.numel() else R.new_zeros(len(values))
-            conserved = torch.full_like(arrived, math.nan) if started is None else arrived / started.double()
-            found.append(Explained(R, layers, index, score, conserved))
+            found.append(self._weighed(trace.output, R, layers, target, asked))
             whys |= {int(row): MAP_NOT_FINITE for row in torch.nonzero(~found[-1].is_finite())}
         trace.warn()
         return found, whys
+
+    def _by_graphs(self, x: Tensor, labels: list[int | None]) -> tuple[list[Explained], dict[int, str]]:
+        """As :meth:`_together`, by captured graphs."""
+        whys: dict[int, str] = {}
+        found = []
+        for asked in self.options.targets:
+            target = label_indices(labels) if asked == "label" else asked
+            output, maps = self.prepared.maps((x,), target)
+            found.append(self._weighed(output, maps[0], {}, target, asked))
+            whys |= dict.fromkeys(not_finite(output, [asked], len(x)), OUTPUT_NOT_FINITE)
+            whys |= {int(row): MAP_NOT_FINITE for row in torch.nonzero(~found[-1].is_finite()) if int(row) not in whys}
+        return found, whys
+
+    def _weighed(self, output: Any, R: Tensor, layers: dict[str, Tensor], target: Any, asked: Any) -> Explained:
+        """Maps with the score that they explain, and how much of it they account for."""
+        n = len(R)
+        index, score = scores(output, target, asked, n)
+        started = sum_of(self.options.seed, score)
+        arrived = R.double().flatten(1).sum(1) if R.numel() else R.new_zeros(n)
+        conserved = torch.full_like(arrived, math.nan) if started is None else arrived / started.double()
+        return Explained(R, layers, index, score, conserved)
 
 
 #: Arrays of one number per item and target, and where it is.

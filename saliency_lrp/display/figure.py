@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # inches
 _PANEL_WIDTH = 4.3
 _BESIDE = 0.7  # colour bar and its words
+_FREE = 0.95  # what words leave free of a panel's width: they are centered on the picture, left of the bar
 _BELOW = 0.75  # title above and line under a panel
 _LINE = 0.24
 _ASPECTS = (0.3, 1.8)  # height over width of the pictures that panels are shaped for
@@ -219,8 +220,9 @@ def _values(result: Any) -> np.ndarray:
 def _wrapped(text: str, inches: float, points: float) -> list[str]:
     """Lines of `text` that fit into a width: as many letters a line as its widest stretch allows."""
     room = 0.97 * inches * 72
+    kept = text.replace(" %", "\N{NO-BREAK SPACE}%")
     for letters in range(max(1, int(room / (0.3 * points))), 1, -1):
-        lines = textwrap.wrap(text, letters)
+        lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in textwrap.wrap(kept, letters)]
         if all(_width(line, points) <= room for line in lines):
             return lines
     return list(text)
@@ -262,7 +264,8 @@ def draw_results(figure: Figure, results: Sequence[Any], cols: int) -> None:
             continue
         axes = figure.add_subplot(rows, cols, i + 1)
         subject = "" if shared else getattr(result, "subject", "")
-        title = [*_wrapped(result.title, width / cols, _PANEL_TITLE), *_wrapped(subject, width / cols, _PANEL_TITLE)]
+        room = width / cols - _FREE
+        title = [line for text in (result.title, subject) for line in _wrapped(text, room, _PANEL_TITLE)]
         axes.set_title("\n".join(title), fontsize=_PANEL_TITLE)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -300,10 +303,10 @@ def _say_under(axes: Axes, result: Any, width: float) -> None:
 def _under(result: Any, width: float) -> list[str]:
     """Lines under the map: why not to trust it, or what it is worth."""
     if _warnings(result):
-        lines = _wrapped("! " + "; ".join(_warnings(result)), width - _BESIDE, _SMALL)
+        lines = _wrapped("! " + "; ".join(_warnings(result)), width - _FREE, _SMALL)
         return [*lines[:3], lines[3] + "…" * (len(lines) > 4)] if len(lines) > 3 else lines
     verdict = getattr(result, "verdict", "")
-    return _wrapped(verdict, width - _BESIDE, _SMALL) if verdict else []
+    return _wrapped(verdict, width - _FREE, _SMALL) if verdict else []
 
 
 def _warnings(result: Any) -> Sequence[str]:

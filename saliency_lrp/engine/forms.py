@@ -11,7 +11,7 @@ from .backward import NOT_FINITE, ON_ZERO
 from .nodes import NoCoefficient
 
 #: What autograd says of a tensor that it kept and that was written into, or given back to the model without its graph.
-WRITTEN_OVER = ("modified by an inplace operation", "detached in-place")
+WRITTEN_OVER = ("modified by an inplace operation", "detached in-place", "returns multiple views")
 
 
 def in_either_form(explain: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ..as_written import AsWritten
 from ..errors import InputError
-from ..model.as_found import as_found
+from ..model.as_found import CallMode, as_found
 
 
 class TakesGradient(BaseException):
@@ -30,7 +29,7 @@ def is_backward(func: Callable[..., Any]) -> bool:
     return func is torch.autograd.grad or func is Tensor.backward
 
 
-class Noted(TorchFunctionMode):
+class Noted(CallMode):
     """Notes what ``torch.autograd.grad`` gives."""
 
     def __init__(self) -> None:

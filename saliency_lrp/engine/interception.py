@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
 from ..functions import HANDLERS, autograd_functions, facts
 from ..functions.by_hand import can_be_normed
+from ..functions.layers import moved_layer
 from ..functions.python_bodies import open_up, opened
 from ..functions.rectifiers import rectified, remember_sources
 from ..functions.registry import LOOKED_UP
 from ..functions.routing import constant
 from ..functions.unknown import unknown
-from ..model.as_found import calls_seen_by, finish_detours, see_calls_by
-from ..model.interrupts import delivering
+from ..model.as_found import CallMode
 from ..model.written import TAG, Written
 from ..sites.call import Call
 from ..sites.site import OUTPUT, Held, Site, iter_tensors
@@ -39,8 +38,6 @@ from .reference import ReferenceForm
 from .second_look import Exit
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from .binding import Binding
 
 #: Why a call can be missing.
@@ -109,7 +106,7 @@ class KnownFunction:
         row = facts.of(func, bare)
         #: whether it moves the values of one tensor and nothing else has to be looked at
         self.moves = row.kind == "routing" and row.gate == facts.AS_INPUT and row.keeps_sign is True
-        self.moves &= not self.always_inplace and self.inplace_position is None
+        self.moves &= not self.always_inplace and self.inplace_position is None and row.diagonal is False
         #: whether some calls draw random numbers
         self.may_draw = bool(facts.of(func, bare).random)
 
@@ -124,7 +121,7 @@ class KnownFunction:
 # ------------------------------------------------------------------------------------------------ interception
 
 
-class Interceptor(TorchFunctionMode):
+class Interceptor(CallMode):
     """Sees every torch call of one forward pass and turns those that relevance passes through into sites."""
 
     def __init__(
@@ -143,7 +140,6 @@ class Interceptor(TorchFunctionMode):
         self.sites = sites
         self.within = within
         self.token = object()
-        self._modes_before: list[list[Any]] = []
         self.notes: dict[str, None] = {}
         self.stack: list[tuple[str, nn.Module | None]] = [
             (within.path, within.module) if within is not None else ("", None)
@@ -166,15 +162,6 @@ class Interceptor(TorchFunctionMode):
         #: how many calls took values out of the graph, and which of them values that depend on the input
         self.leaving = 0
         self.exits: dict[int, Exit] = {}
-
-    def __enter__(self) -> Self:
-        self._modes_before.append(calls_seen_by())
-        return super().__enter__()
-
-    @delivering
-    def __exit__(self, kind: Any = None, error: Any = None, traceback: Any = None) -> None:
-        finish_detours(traceback)
-        see_calls_by(self._modes_before.pop())
 
     # ------------------------------------------------------------------ every torch call comes through here
 
@@ -249,7 +236,7 @@ class Interceptor(TorchFunctionMode):
             return func(*args, **kwargs)
         if entry.moves and self.form.early and len(activations) == 1 and not self.single_views:
             if sum(1 for _ in iter_tensors(args, kwargs)) == 1 and kwargs.get("out") is None:
-                out = self.moved(func(*args, **kwargs), activations[0])
+                out = self.moved(func, args, kwargs, activations[0])
                 return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
         call = Call(func, entry.name, args, kwargs, activations, entry.writes(args, kwargs), self)
         if kwargs.get("out") is not None:
@@ -260,14 +247,16 @@ class Interceptor(TorchFunctionMode):
         out = self.seek_rectifier(entry, call) if self.binding.seeks_rectifiers else entry.handler(call)
         return self.ids.from_activation(args, out, entry.name) if entry.makes_ids else out
 
-    def moved(self, out: Any, t: Tensor) -> Any:
-        """Tag the results of a call that moves the values of one activation, in the coefficient form."""
-        before = getattr(t, TAG)
+    def moved(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], t: Tensor) -> Any:
+        """A call that moves the values of one activation, in the coefficient form."""
+        out, before = func(*args, **kwargs), getattr(t, TAG)
         for result in out if isinstance(out, (tuple, list)) else (out,):  # a union is slower
             if result is not t and isinstance(result, Tensor) and result.requires_grad:
                 tag = Tag(self.token, None, before.gate, before.nonnegative, before.depth)
                 tag.final = before.final
                 tag.may_be_normed = can_be_normed(before)
+                if before.site is not None or before.moved is not None:
+                    tag.moved = moved_layer(before, t, out, func, args, kwargs) if result is out else None
                 self.tag(result, tag)
         return out
 
@@ -393,10 +382,14 @@ class Interceptor(TorchFunctionMode):
         gate, nonnegative = call.gate(), call.nonnegative()
         tags = [getattr(a, TAG) for a in call.activations]
         depth, final = max((t.depth for t in tags), default=0), all(t.final for t in tags)
-        normed = bool(tags) and all(can_be_normed(t) for t in tags)
+        counted = tags[1:] if call.inplace and len(tags) > 1 and call.says("replaces") else tags
+        normed = bool(tags) and all(can_be_normed(t) for t in counted)
         written = (call.args[0],) if call.inplace else ()
         if written:
             self.wrote(call.args[0], depth)
+        layer = None
+        if len(tags) == 1 and not written and isinstance(out, Tensor):
+            layer = moved_layer(tags[0], call.activations[0], out, call.func, call.args, call.kwargs)
         for t in (*written, *(out if isinstance(out, (tuple, list)) else (out,))):  # a union is slower
             if isinstance(t, Tensor) and t.requires_grad and (written or not call.is_activation(t)):
                 if not self.form.early:
@@ -404,6 +397,7 @@ class Interceptor(TorchFunctionMode):
                 tag = Tag(self.token, None, gate, nonnegative, depth)
                 tag.final = final
                 tag.may_be_normed = normed
+                tag.moved, tag.diagonal = layer, call.says("diagonal")
                 self.tag(t, tag)
         return out
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..rules.arithmetic import GUARD, Axes, stabilize, working
-from ..sites.site import Site
+from ..sites.site import Site, as_reals, from_reals
 from .reference import untracked
 
 
@@ -42,7 +42,7 @@ class ToRelevance(Plain):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        return x * c
+        return from_reals(as_reals(x) * as_reals(c)) if x.is_complex() else x * c  # each part has its own
 
 
 class Scaled(Plain):

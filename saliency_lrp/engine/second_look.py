@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..as_written import AsWritten
 from ..functions.facts import LEAVES_GRAPH
-from ..model.as_found import as_found
+from ..model.as_found import CallMode, as_found
 
 #: Those by which a model says that a value is to count as a constant: a note is enough.
 MEANT = frozenset({"detach()", ".data"})
@@ -52,7 +51,7 @@ class Exit:
         return LEAVES_GRAPH[self.name], self.path
 
 
-class Replay(TorchFunctionMode):
+class Replay(CallMode):
     """Gives some of the values that leave the graph as they were; counts them as the traced forward did."""
 
     def __init__(self, names: Any, values: dict[int, Any]) -> None:

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..functions import facts
 from ..functions.decompositions import STEPS
 from ..functions.python_bodies import opened
 from ..functions.recurrent import CellSite, LayersSite
+from ..model.as_found import CallMode
 from ..sites.call import Call
 from ..sites.site import fill, iter_tensors
 from .base import Explainer, Question
@@ -339,7 +339,7 @@ class _Bound:
         return output[0] if isinstance(output, tuple) else output
 
 
-class _Interception(TorchFunctionMode):
+class _Interception(CallMode):
     """Sees every torch function that a model calls, and hands the non-linear ones to :meth:`nonlinear`."""
 
     def __torch_function__(self, func: _Call, types: Any, args: tuple = (), kwargs: Any = None) -> Any:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..composites import Composite
+from ..errors import InputError
 from ..likeness import class_likeness
+from ..prepared import PreparedMaps
 from ..propagator import RelevancePropagator, Trace
 from ..report import Report
 from ..rules import Rule
@@ -37,6 +39,10 @@ class LrpExplainer:
         Neurons of a module in place of the model's output; see ``Trace.relevance``.
     constants : sequence of str or int
         Inputs that are not explained, by name or by position.
+    compiled : bool or str
+        Capture the map as a graph when a batch first comes, and run that from then on: the same maps, with less of
+        Python in between (see :func:`saliency_lrp.compile`); ``"inductor"`` runs it under ``torch.compile``. Smaller
+        batches are padded. Not together with ``account``, ``at`` and ``constants``, which a graph has no place for.
 
     Attributes
     ----------
@@ -58,6 +64,7 @@ class LrpExplainer:
         at: str | None = None,
         index: Any = None,
         constants: Sequence[str | int] = (),
+        compiled: bool | str = False,
     ) -> None:
         self.propagator = RelevancePropagator(model, composite, unknown, constants)
         self.model = self.propagator.model
@@ -67,6 +74,12 @@ class LrpExplainer:
         self.index = index
         self.report: Report | None = None
         self.output: Any = None
+        self.prepared: PreparedMaps | None = None
+        if compiled:
+            given = {"account": account, "at": at is not None, "index": index is not None, "constants": bool(constants)}
+            refuse_with_compiled([name for name, is_given in given.items() if is_given])
+            backend = None if compiled is True else compiled
+            self.prepared = PreparedMaps(self.model, self.propagator.composite, seed, unknown, backend)
 
     def explain(
         self, inp: Any, ind: Any = None, raw_inp: Any = None, constants: Sequence[str | int] | None = None
@@ -100,6 +113,10 @@ class LrpExplainer:
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         if tensors and all(not t.is_nested and t.dim() > 0 and t.shape[0] == 0 for t in tensors):
             return tree_map_only(Tensor, torch.zeros_like, inp)
+        if self.prepared is not None:
+            refuse_with_compiled((["constants"] if constants else []) + (["inputs by name"] if kwargs else []))
+            self.output, R = self.prepared(args, ind)
+            return R
         propagator = self.propagator
         if constants is not None:
             propagator = RelevancePropagator(self.model, propagator.composite, propagator.unknown, constants)
@@ -117,3 +134,12 @@ class LrpExplainer:
             self.report.likeness = None if self.at is not None else class_likeness(trace, R, ind, self.seed)
         trace.warn()
         return R
+
+
+def refuse_with_compiled(given: Sequence[str]) -> None:
+    """Say what a captured graph has no place for."""
+    if given:
+        raise InputError(
+            f"compiled=True makes maps of positional inputs by one captured graph, which has no place for "
+            f"{' and '.join(given)}: leave that out, or compiled="
+        )

@@ -15,6 +15,7 @@ from . import (
     experts,
     matmul,
     normalization,
+    placing,
     products,
     python_bodies,
     recurrent,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sites.batch_norm import along
 from ..sites.call import Call
 from ..sites.linear import LinearSite, linear_node
 from ..sites.site import any_complex
@@ -18,7 +19,8 @@ class AnyLinear(LinearSite):
     """Any function that is linear in one activation and in one constant: matmul, einsum, bilinear, ..."""
 
     family = "dense"
-    foldable = False
+    #: the axis of the constant along the outputs, where there is one: a batch norm can be folded into that
+    weight_axis: int | None = None
 
     def __init__(
         self, call: Call, weight: Tensor, run: Callable[[Tensor, Tensor], Tensor], own_axes: tuple[int, ...] = ()
@@ -26,6 +28,16 @@ class AnyLinear(LinearSite):
         super().__init__(call, weight, None)
         self.run = run
         self.own_axes = own_axes
+        if len(own_axes) == 1:
+            self.channel_axis = own_axes[0]
+
+    @property
+    def foldable(self) -> bool:  # type: ignore[override]
+        return self.weight_axis is not None
+
+    def scaled(self, w: Tensor, scale: Tensor) -> Tensor:
+        assert self.weight_axis is not None
+        return w * along(scale, self.weight_axis if self.weight_axis < 0 else self.weight_axis - w.dim())
 
     def forward(self, a: Tensor, w: Tensor) -> Tensor:
         return self.run(a, w)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..sites.batch_norm import BatchNorm
 from ..sites.call import Call
-from ..sites.linear import BatchNormSite, LinearSite, folded, linear_node
+from ..sites.linear import BatchNormSite, linear_node
 from ..sites.tag import tag_of
+from .layers import fold, layer_before
 from .normalization import NormalizationSite, per_channel
 from .registry import kind
 
@@ -32,19 +33,10 @@ def batch_norm(call: Call) -> Any:
         return out
     affine = BatchNorm(mean, var, weight, bias, eps)
     tag = tag_of(x)
-    before = tag.site if tag is not None else None
-    if (
-        isinstance(before, LinearSite)
-        and before.foldable
-        and before.batch_norm is None
-        # a dense layer on (N, C, features) puts features last, where the batch norm's channels are not
-        and before.channel_axis == 1 - x.dim()
-        and tag is not None
-        and tag.source is not None
-        and tag.source._version == tag.source_version
-    ):
-        out = linear_node(call, folded(before, affine), tag.source)
-        call.interceptor.fold(before, out)
+    layer = layer_before(tag, x) if tag is not None and x.dim() > 1 else None
+    # a dense layer on (N, C, features) puts features last, where the batch norm's channels are not
+    out = fold(call, layer, affine, 1 - x.dim(), None) if layer is not None else None
+    if out is not None:
         return out
     return linear_node(call, BatchNormSite(call, affine, channel_axis=1 - x.dim() if x.dim() > 1 else -1), x)
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..sites.call import Call
-from ..sites.site import Site, fill
+from ..sites.site import Site, any_complex, fill
 from ..sites.tag import PLAIN, tag_of
+from . import by_hand
 from .registry import kind
 from .rerun import DecomposedSite
 from .unknown import unknown
@@ -157,6 +158,17 @@ class StepsSite(DecomposedSite):
 @kind("steps")
 def in_steps(call: Call) -> Any:
     return call.node(StepsSite(call))
+
+
+@kind("added quotient")
+def added_quotient(call: Call) -> Any:
+    """``addcdiv``: of constants beside the dividend, the last steps of a batch norm."""
+    shift, x, divisor = (call.arg(k, name) for k, name in enumerate(("input", "tensor1", "tensor2")))
+    if call.is_activation(shift) or call.is_activation(divisor) or any_complex(shift, x, divisor):
+        return in_steps(call)
+    factor = divisor.detach().reciprocal()
+    out, note = by_hand.scale_and_shift_by_hand(call, x, factor, call.kwargs.get("value", 1), shift)
+    return note(in_steps(call)) if out is None else out
 
 
 def in_some_steps(call: Call) -> Any:

@@ -84,6 +84,7 @@ def bounds(call: Call) -> tuple[float | None, float | None]:
         "hardtanh": lambda: (call.arg(1, "min_val", -1.0), call.arg(2, "max_val", 1.0)),
         "clamp_min": lambda: (call.arg(1, "min"), math.inf),
         "clamp_max": lambda: (-math.inf, call.arg(1, "max")),
+        "threshold": lambda: (threshold(call)[1], math.inf),
     }.get(call.name, lambda: (call.arg(1, "min"), call.arg(2, "max")))
     low, high = read()
     return (-math.inf if low is None else number(low)), (math.inf if high is None else number(high))
@@ -177,11 +178,11 @@ def on_the_main_diagonal(call: Call) -> bool:
 
 def accumulates(position: int) -> Callable[[Call], str]:
     """Writing over values moves them, adding to them is a sum."""
-    return lambda call: "sum" if call.arg(position, "accumulate", False) else ("placing", "putting")[position == 2]
+    return lambda call: "sum" if call.arg(position, "accumulate", False) else "placing"
 
 
 def scattered(call: Call) -> str:
-    ways = {None: "routing", "add": "sum", "multiply": "product of many"}
+    ways = {None: "placing", "add": "scattered sum", "multiply": "product of many"}
     return ways.get(call.arg(4, "reduce"), "unknown")
 
 
@@ -394,9 +395,10 @@ rows("recurrent layers", "lstm gru rnn_tanh rnn_relu")
 rows("recurrent cell", "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
 rows(
     "steps",
-    "addcdiv cosine_similarity pairwise_distance cdist linalg_multi_dot var std",
+    "cosine_similarity pairwise_distance cdist linalg_multi_dot var std",
 )
 rows("steps", "var_mean std_mean", "several")
+rows("added quotient", "addcdiv")
 #: Written in Python: their own code runs, with interception inside.
 rows(
     "opened",
@@ -426,8 +428,12 @@ rows("routing", "unsafe_split unsafe_chunk block_diag cartesian_prod", MOVES, ga
 # indexing and copying
 rows("routing", "__getitem__ select narrow index index_select gather take", MOVES, gate=AS_INPUT)
 rows("routing", "take_along_dim masked_select", MOVES, gate=AS_INPUT)
-rows("routing", "index_copy masked_scatter slice_scatter select_scatter copy", MOVES, gate=AS_INPUT)
-rows("routing", "diagonal_scatter zero tril triu diag diagonal diag_embed diagflat", MOVES, gate=AS_INPUT)
+rows("placing", "index_copy", MOVES, gate=AS_INPUT)
+rows("routing", "copy", MOVES + " replaces", gate=AS_INPUT)
+rows("routing", "masked_scatter slice_scatter select_scatter", MOVES, gate=AS_INPUT)
+rows("routing", "diagonal_scatter zero tril triu diagonal", MOVES, gate=AS_INPUT)
+rows("routing", "diag diagflat", MOVES, diagonal=makes_a_matrix, gate=AS_INPUT)
+rows("routing", "diag_embed", MOVES, diagonal=on_the_main_diagonal, gate=AS_INPUT)
 rows("routing", "unfold im2col repeat repeat_interleave tile flip fliplr flipud roll rot90", MOVES, gate=AS_INPUT)
 rows("routing", "channel_shuffle pixel_shuffle pixel_unshuffle native_channel_shuffle", MOVES, gate=AS_INPUT)
 rows("routing", "fft_fftshift fft_ifftshift", MOVES, gate=AS_INPUT)
@@ -435,7 +441,8 @@ rows("routing", "requires_grad_ __iter__ __reversed__ to_dense", MOVES, gate=AS_
 rows("routing", "_pack_padded_sequence _pad_packed_sequence pad_sequence", MOVES, gate=AS_INPUT)
 # moving with a constant written beside
 PUTS: dict[str, Any] = {"homogeneous": True, "gate": AS_INPUT}
-rows("routing", "__setitem__ masked_fill", keeps_sign=written_value(2, "value"), **PUTS)
+rows("placing", "__setitem__", keeps_sign=written_value(2, "value"), **PUTS)
+rows("routing", "masked_fill", keeps_sign=written_value(2, "value"), **PUTS)
 rows("routing", "index_fill", keeps_sign=written_value(3, "value"), **PUTS)
 rows("routing", "fill", keeps_sign=written_value(1, "value"), **PUTS)
 rows("routing", "where", keeps_sign=at_least_zero(argument(1, "input"), argument(2, "other")), **PUTS)
@@ -446,7 +453,7 @@ rows(accumulates(3), "index_put put", MOVES, gate=AS_INPUT)
 rows(
     scattered,
     "scatter",
-    homogeneous=lambda call: scattered(call) in ("routing", "sum"),
+    homogeneous=lambda call: scattered(call) in ("placing", "scattered sum"),
     keeps_sign=at_least_zero(argument(3, "value"), argument(3, "src")),
     gate=AS_INPUT,
 )
@@ -480,7 +487,7 @@ rows("dropout", "alpha_dropout feature_alpha_dropout", "homogeneous", **DROPS)
 rows(
     "constant", "detach data.get detach_ argmax argmin argsort eq ne lt le gt ge isnan isinf isfinite sign signbit sgn"
 )
-rows("constant", "floor ceil round trunc fix one_hot bincount histc searchsorted bucketize")
+rows("constant", "heaviside floor ceil round trunc fix one_hot bincount histc searchsorted bucketize")
 rows("constant", "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full")
 rows("constant", "new_tensor size dim numel item tolist numpy __len__ __bool__ __int__ __float__ __index__")
 rows("constant", "__contains__ __array__ __format__ __repr__ __str__ __hash__ __deepcopy__ __reduce_ex__")

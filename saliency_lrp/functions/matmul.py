@@ -13,6 +13,7 @@ from ..rules.arithmetic import divide, working
 from ..sites.call import Call, stored
 from ..sites.linear import linear_node
 from ..sites.site import Site, any_complex, fill, iter_tensors
+from ..sites.tag import tag_of
 from .any_linear import AnyLinear
 from .decompositions import in_steps
 from .dense import Dense
@@ -30,6 +31,8 @@ class MatmulSite(Site):
         super().__init__(call)
         self.gates = gates
         self.is_matrix_product = call.says("matrix_product")
+        if any(getattr(tag_of(call.activations[k]), "diagonal", False) for k in gates):
+            self.kind = "gate"  # type: ignore[misc]  # one value each is weighed, as by a product
 
     def multiplies(self, shares: Sequence[float]) -> bool:
         return True
@@ -68,12 +71,39 @@ def matrix_product(call: Call) -> Any:
         if y.dim() == 2 and x.dim() > 1:
             return linear_node(call, Dense(call, y.mT, None), x)
     active, constant = (x, y) if call.is_activation(x) else (y, x)
-    run = bilinear_map(call, active, constant)
-    return linear_node(call, AnyLinear(call, constant, run, constants_axis(call, active, constant)), active)
+    site = AnyLinear(call, constant, bilinear_map(call, active, constant), constants_axis(call, active, constant))
+    site.weight_axis = features_axis(call, active, constant)
+    return linear_node(call, site, active)
+
+
+def features_axis(call: Call, active: Tensor, constant: Tensor) -> int | None:
+    """The axis of the constant of a matrix product that runs along the axis of :func:`constants_axis`."""
+    if call.name == "tensordot":
+        return free_axis(call, constant)
+    if len(constants_axis(call, active, constant)) != 1:
+        return None
+    return -2 if call.args[0] is constant and call.name != "__rmatmul__" else -1
+
+
+def free_axis(call: Call, constant: Tensor) -> int | None:
+    """The one axis of the second operand of a ``tensordot`` that is not summed over."""
+    dims = call.arg(2, "dims", 2)
+    if call.arg(1, "b") is not constant:
+        return None
+    if isinstance(dims, Tensor):
+        dims = dims.tolist()
+    if isinstance(dims, int):
+        summed = list(range(dims))
+    else:
+        summed = [d % constant.dim() for d in ([dims[1]] if isinstance(dims[1], int) else dims[1])]
+    free = [d for d in range(constant.dim()) if d not in summed]
+    return free[0] - constant.dim() if len(free) == 1 else None
 
 
 def constants_axis(call: Call, active: Tensor, constant: Tensor) -> tuple[int, ...]:
     """The axis of a matrix product that the constant brings: it holds the features of one position."""
+    if call.name == "tensordot":
+        return () if free_axis(call, constant) is None else (-1,)
     if not (call.says("matrix_product") or call.name in ("mv", "__rmatmul__")) or constant.dim() < 2:
         return ()
     on_the_left = (call.args[0] is constant) != (call.name == "__rmatmul__")
@@ -118,6 +148,8 @@ def einsum(call: Call) -> Any:
         return torch.einsum(equation, *filled)
 
     site = AnyLinear(call, operands[first], run, axes_of_others(equation, k))
+    if len(operands) == 2 and len(site.own_axes) == 1:
+        site.weight_axis = axis_of_letter(equation, first, site.own_axes[0])
     return linear_node(call, site, operands[k])
 
 
@@ -166,6 +198,13 @@ def axes_of_others(equation: Any, k: int) -> tuple[int, ...]:
     return tuple(j - len(letters) for j, letter in enumerate(letters) if letter not in own)
 
 
+def axis_of_letter(equation: str, k: int, axis: int) -> int | None:
+    """The axis of an einsum's k-th operand, from the end, along an axis of its result; None for two of them."""
+    terms, result = equation.replace(" ", "").split("->")
+    term, letter = terms.split(",")[k].rpartition("...")[2], result[axis]
+    return term.index(letter) - len(term) if term.count(letter) == 1 else None
+
+
 def complex_einsum(call: Call, equation: str, operands: tuple[Tensor, ...]) -> Any:
     """An einsum of one activation: with one constant it is a layer, else in proportion."""
     if len(operands) == 2:
@@ -192,6 +231,7 @@ def added_matrix_product(call: Call) -> Any:
     if call.name == "addmm":
         return linear_node(call, Dense(call, weight.mT, bias), x)
     site = AnyLinear(call, weight, torch.bmm, own_axes=(-1,))
+    site.weight_axis = -1
     site.own_bias = None if bias is None else bias.detach()
     return linear_node(call, site, x)
 
@@ -218,8 +258,10 @@ def bilinear(call: Call) -> Any:
     if call.is_activation(left):
         right = right.detach()
         site = AnyLinear(call, w, lambda a, v: F.bilinear(a, right.to(a.dtype), v), own_axes=(-1,))
+        site.weight_axis = 0
     else:
         left = left.detach()
         site = AnyLinear(call, w, lambda a, v: F.bilinear(left.to(a.dtype), a, v), own_axes=(-1,))
+        site.weight_axis = 0
     site.own_bias = None if b is None else b.detach()
     return linear_node(call, site, call.activations[0])

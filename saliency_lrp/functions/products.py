@@ -65,10 +65,18 @@ class ProductSite(Site):
 
 def gates_of(x: Tensor, y: Tensor) -> frozenset[int]:
     """Which of two factors is a gate: the one that looks more like one, if it does at all."""
+    for k, (gate, signal) in enumerate(((x, y), (y, x))):
+        if by_hand.weighs(gate, signal):
+            return frozenset({k})
     left, right = (t.gate if (t := tag_of(a)) is not None else PLAIN for a in (x, y))
     if GATE in (left, right) and left != right:
         return frozenset({0 if left == GATE else 1})
     return frozenset()
+
+
+def one_to_one(*factors: Tensor) -> bool:
+    """Whether no factor is spread over others' axes, as statistics are: the product is an activation spelled out."""
+    return all(t.shape == factors[0].shape and 0 not in t.stride() for t in factors)
 
 
 @kind("product")
@@ -80,12 +88,13 @@ def product(call: Call) -> Any:
         gates = gates_of(x, y)
         tags = [t for a in (x, y) if (t := tag_of(a)) is not None]
         both_gates = all(t.gate == GATE for t in tags)
-        return call.node(
+        out = call.node(
             ProductSite(call, gates),
             [x, y],
             gate=GATE if both_gates else PLAIN,
             nonnegative=all(t.nonnegative for t in tags) or x is y,
         )
+        return by_hand.may_be_normed(out) if one_to_one(x, y) else out
     active, factor = (x, y) if call.is_activation(x) else (y, x)
     return scale(call, active, factor)
 
@@ -115,7 +124,8 @@ def quotient(call: Call) -> Any:
         tag = tag_of(x)
         site = ProductSite(call, frozenset({1}))
         site.divides = True
-        return call.node(site, [x, y], gate=tag.gate if tag is not None else PLAIN)
+        out = call.node(site, [x, y], gate=tag.gate if tag is not None else PLAIN)
+        return by_hand.may_be_normed(out) if one_to_one(x, y) else out
     if call.is_activation(x):
         return scale(call, x, y, divides=True)
     return call.node(ActivationSite(call), [y], gate=GATE)

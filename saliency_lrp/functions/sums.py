@@ -99,12 +99,18 @@ def addition(call: Call) -> Any:
     if call.is_activation(x) and call.is_activation(y):
         gate = GATE if _gate(x) == GATE and _gate(y) == GATE and left > 0 and right > 0 else PLAIN
         nonnegative = _nonnegative(x) and _nonnegative(y) and left > 0 and right > 0
-        out = call.as_is("sum", [x, y], gate, nonnegative)
+        if not (isinstance(left, float) and isinstance(right, float | int)) or x.is_complex():
+            out = call.as_is("sum", [x, y], gate, nonnegative)
+            return by_hand.may_be_normed(
+                call.node(SumSite(call), gate=gate, nonnegative=nonnegative) if out is None else out
+            )
+        out, note = by_hand.sum_by_hand(call, x, y, left, right)
         if out is not None:
-            return by_hand.may_be_normed(out)
-        if isinstance(left, float) and isinstance(right, float | int) and not x.is_complex():
-            return by_hand.may_be_normed(call.node(AddSite(call, (left, right)), [x, y], gate, nonnegative))
-        return call.node(SumSite(call), gate=gate, nonnegative=nonnegative)
+            return out
+        out = call.as_is("sum", [x, y], gate, nonnegative)
+        if out is None:
+            out = call.node(AddSite(call, (left, right)), [x, y], gate, nonnegative)
+        return note(by_hand.may_be_normed(out))
     active = call.activations[0]
     # 1 + tanh(x), 1 - sigmoid(x), ...: a bounded value moved by a constant is a gate
     gate = GATE if _gate(active) else PLAIN

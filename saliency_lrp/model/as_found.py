@@ -24,7 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack, _pop_mode, _pop_mode_temporarily, _push_mode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+    _pop_mode,
+    _pop_mode_temporarily,
+    _push_mode,
+)
 
 from . import graph_free
 from .devices import random_states
@@ -194,6 +200,26 @@ def see_calls_by(modes: list[Any]) -> None:
         _pop_mode()
     for mode in modes[shared:]:
         _push_mode(mode)
+
+
+class CallMode(TorchFunctionMode):
+    """Sees a thread's torch calls while it is entered; afterwards they are seen as before, whatever broke it off.
+
+    Torch's own mode takes off whatever is the innermost one then, which need not be itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: list[list[Any]] = []
+
+    def __enter__(self) -> Self:
+        self._before.append(calls_seen_by())
+        return super().__enter__()
+
+    @delivering
+    def __exit__(self, kind: Any = None, error: Any = None, traceback: Any = None) -> None:
+        finish_detours(traceback)
+        see_calls_by(self._before.pop())
 
 
 def top_hooks() -> Any:

@@ -118,6 +118,13 @@ class Call:
         """The same call of another function."""
         return Call(func, self.name, self.args, self.kwargs, self.activations, self.inplace, self.interceptor)
 
+    def of_copy(self) -> Call:
+        """The same call, which writes into a copy of its first argument."""
+        func = self.func
+        same = self.of_function(lambda t, *args, **kwargs: func(t.clone(), *args, **kwargs))
+        same.inplace = False
+        return same
+
     def replace(self, others: dict[int, Tensor]) -> None:
         """Give the call other tensors in place of some of its arguments (by their ``id``)."""
 

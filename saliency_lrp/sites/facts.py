@@ -33,6 +33,8 @@ class Facts:
     matrix_product: Claim = False
     several: Claim = False
     views: Claim = False
+    diagonal: Claim = False
+    replaces: Claim = False
     random: Claim = False
     statistic: Claim = False
     gate: int | Callable[[Call], int] = PLAIN

@@ -29,6 +29,8 @@ class LinearSite(Site):
     foldable = True
     #: whether the input has so few channels that calls for several inputs are better made one
     few_channels = False
+    #: whether it stands for more than the call itself
+    is_several_calls = False
     #: axis of the output that the bias and a folded batch norm run along (negative: from the end)
     channel_axis = -1
 
@@ -101,7 +103,7 @@ class LinearSite(Site):
 
     def runs_natively(self, tag: Tag | None) -> bool:
         """Whether the call itself hands coefficients on as LRP-0 does; if folded, with the layer before it."""
-        if self.batch_norm is not None and not self.batch_norm.is_one_call:
+        if self.is_several_calls or (self.batch_norm is not None and not self.batch_norm.is_one_call):
             return False
         return self.batch_norm is None or (tag is not None and tag.site is not None and tag.site.native)
 
@@ -260,15 +262,29 @@ class BatchNormSite(LinearSite):
         return (R,)
 
 
-def folded(before: LinearSite, affine: BatchNorm) -> LinearSite:
-    """The linear site and the batch norm after it, as one site: it reads what the linear layer read."""
+def successor(before: LinearSite) -> LinearSite:
+    """A site that will stand for a linear layer and what follows it: it reads what the layer read."""
     site = object.__new__(type(before))
     site.__dict__.update(before.__dict__)
     site.folded_into_next = False  # where another batch norm was folded into it before
     site.native = False
-    site.batch_norm = affine
     site.saved, site.result = [], None
     before.result = None  # computed again in the unlikely case that somebody else reads it
+    return site
+
+
+def folded(before: LinearSite, affine: BatchNorm) -> LinearSite:
+    """The linear site and the batch norm after it, as one site."""
+    site = successor(before)
+    site.batch_norm = affine
+    return site
+
+
+def with_bias(before: LinearSite, bias: Tensor) -> LinearSite:
+    """The linear site and a bias that is added to its output, as one site."""
+    site = successor(before)
+    site.own_bias = bias if before.own_bias is None else working(before.own_bias) + bias
+    site.is_several_calls = True
     return site
 
 

@@ -32,8 +32,11 @@ class Tag:
         "source",
         "source_version",
         "curve",
+        "multiple",
         "channels",
         "may_be_normed",
+        "moved",
+        "diagonal",
         "final",
         "smooth",
     )
@@ -58,8 +61,13 @@ class Tag:
         self.source_version = -1
         #: what numbers, and vectors of constants, have done to an activation (``by_hand.py``)
         self.curve: Any = None
+        self.multiple: Any = None
         self.channels: Any = None
         self.may_be_normed = False
+        #: the layer that made the values which were moved since (``layers.py``)
+        self.moved: Any = None
+        #: whether all but the diagonal of its last two axes is 0
+        self.diagonal = False
         #: whether relevance of this activation is carried as such, also where the others' is carried as a coefficient
         self.final = False
         #: in the coefficient form: whether a sum or linear map made it, so that it is hardly ever exactly 0

@@ -171,6 +171,27 @@ def test_a_target_that_is_asked_for_must_be_given():
         compiled(x, target=torch.tensor([1, 2, 3]))
 
 
+def test_what_python_is_told_of_constants_is_no_hindrance():
+    """As transformers look at positions of their own making before they build a mask."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x):
+            positions = torch.arange(x.shape[1], dtype=x.dtype)
+            if (positions >= 0).all() and positions.sum().item() > 0:
+                x = x * positions[:, None]
+            return self.a(x).sum(1)
+
+    torch.manual_seed(0)
+    net, x = Positions().double(), torch.randn(2, 5, 4).double()
+    compiled = saliency_lrp.compile(net, x, composite="epsilon", target=1)
+    other = torch.randn_like(x)
+    torch.testing.assert_close(compiled(other)[1], LrpExplainer(net, "epsilon").explain(other, 1))
+
+
 def test_a_model_that_looks_at_values_is_refused():
     class Looks(nn.Module):
         def __init__(self):
@@ -205,6 +226,33 @@ def test_the_graph_is_plain_aten():
     torch.testing.assert_close(program.module()(x)[1], compiled(x)[1])
 
 
+def test_a_graph_stays_what_it_was_when_the_model_learns():
+    net, x = net_and_input("residual")
+    compiled = saliency_lrp.compile(net, x, composite="epsilon", target=1)
+    before = compiled(x)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(1)
+    for got, want in zip(compiled(x), before, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_composites_share_the_forward_pass():
+    net, x = net_and_input("residual")
+    ways = ("epsilon", "epsilon_plus", "epsilon_gamma_box")
+    calls = {
+        key: sum(n.target is torch.ops.aten.convolution.default for n in compiled.graph.graph.nodes)
+        for key, compiled in (
+            *((way, saliency_lrp.compile(net, x, composite=way, target=1)) for way in ways),
+            ("all", saliency_lrp.compile(net, x, composite={way: way for way in ways}, target=1)),
+        )
+    }
+    assert calls["epsilon"] == 2  # the forward pass alone; batch norms are in the weights
+    assert calls["all"] <= sum(calls[way] for way in ways) - 2 * calls["epsilon"]
+    compiled = saliency_lrp.compile(net, x, composite="epsilon", target=1)
+    assert not any("batch_norm" in str(n.target) for n in compiled.graph.graph.nodes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "squeeze", "encoder"])
 def test_onnx_runtime_gives_the_same_map(name, tmp_path):
@@ -215,6 +263,7 @@ def test_onnx_runtime_gives_the_same_map(name, tmp_path):
     compiled.save_onnx(tmp_path / "map.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "map.onnx"), providers=["CPUExecutionProvider"])
     other, target = torch.randn_like(x), torch.tensor([3, 2])
+    other[0, :, 4:] = 0  # where nothing comes in, denominators are but their guard
     output, relevance = session.run(["output", "relevance"], {"input": other.numpy(), "target": target.numpy()})
     want = LrpExplainer(net, "epsilon_plus").explain(other, target)
     np.testing.assert_allclose(output, net(other).detach(), atol=1e-4)

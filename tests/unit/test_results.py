@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,27 @@ def test_titles_stay_inside_the_figure(name):
     figure.canvas.draw()
     box = figure._suptitle.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+
+
+@pytest.mark.parametrize("name", ["weaver", "a very long class name that goes on and on, and on"])
+def test_words_of_a_panel_stay_beside_those_of_the_next(name):
+    """They are centered on the picture, which is not the middle of its panel."""
+    both = [
+        _result(np.eye(60) * size, class_name=f"{name} {k}", score=0.01, runner_up=(name, 0.01))
+        for k, size in enumerate((1.0, 1.234e-5))
+    ]
+    figure = get_image_saliency_plot(both, cols=2)
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    assert len(boxes) == 2 and boxes[0].x0 >= 0 and boxes[0].x1 <= boxes[1].x0 and boxes[1].x1 <= figure.bbox.width
+
+
+def test_a_number_and_its_percent_sign_stay_on_one_line():
+    for letters in range(1, 9):
+        words = "w" * letters + " 12 % of it and 34 % of that and 56 % of the rest and 78 % besides, and 90 % again"
+        made = _result(np.eye(4), report=SimpleNamespace(verdict=words, warnings=[], conserved=1.0))
+        said = get_image_saliency_plot([made], cols=1).axes[0].get_xlabel()
+        assert said.replace("\n", " ") == words and "\n%" not in said and "\n" in said
 
 
 def test_the_frame_shows_what_the_model_saw():

@@ -48,7 +48,8 @@ export function colorise(values, limit, sign, lut, hasSign = true) {
   return { rgb, alpha };
 }
 
-const BACKDROPS = {
+/** What lies under a map: the picture, the picture in light grays, nothing. */
+export const BACKDROPS = {
   color: (image) => image,
   gray: (image) => {
     const out = new Uint8Array(image.length);

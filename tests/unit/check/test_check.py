@@ -103,6 +103,16 @@ def test_a_made_up_map_is_found_out(model, pictures):
     assert "Do not trust this map" in outcome.verdict and outcome.score < 0.2
 
 
+@pytest.mark.parametrize(
+    ("again", "second", "score"), [(1.0, 0.9, 0.9), (0.99, 0.8, 0.4), (0.976, 0.976, 0.0), (1.0, -0.5, 0.0)]
+)
+def test_the_score_counts_a_map_that_is_not_made_again_as_another(outcome, again, second, score):
+    """Maps of a random head may be as near as 0.976 by chance: between two rules of one network there is less."""
+    values = {"made again": again, "second rule": second}
+    made = [f._replace(value=values.get(f.name.split(":")[0], f.value)) for f in outcome.findings]
+    assert dataclasses.replace(outcome, findings=made).score == pytest.approx(score)
+
+
 # ------------------------------------------------------------------------------------------------ costs, side effects
 
 

@@ -575,3 +575,29 @@ def test_an_interrupt_on_torchs_way_around_a_mode_leaves_no_interception(form):
         sys.settrace(before)
     gc.collect()
     assert met and not _get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize("method", ["grad_x_input", "deeplift", "integrate_grad"])
+def test_an_interrupt_while_torch_has_taken_a_mode_off_stays_one(method):
+    """Between torch's taking it off and its ``try``: the mode is on no stack then, and ends all the same."""
+    from torch.overrides import _pop_mode_temporarily
+
+    detour, model, met = inspect.unwrap(_pop_mode_temporarily).__code__, build("normed"), []
+
+    def interrupt(frame, event, arg):
+        if frame.f_code is not detour:
+            return interrupt if event == "call" else None
+        if event == "line" and "old" in frame.f_locals and not met:
+            met.append(frame.f_lineno)
+            raise KeyboardInterrupt
+        return interrupt
+
+    before = state(model)
+    explainer = registry.get(method, model)
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            explainer.explain(X, 0)
+    finally:
+        sys.settrace(None)
+    assert met and state(model) == before

@@ -1,98 +1,19 @@
-"""What is done to a captured graph: weights become its own, constants are computed once, ONNX gets its forms."""
+"""A captured graph as ONNX: forms of ATen calls that ONNX has no operator for, and the writer."""
 
 from __future__ import annotations
 
-import operator
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from .errors import InputError
+from ..errors import InputError
+from .constants import without_parameters
 
 aten = torch.ops.aten
-
-
-def attribute(graph: fx.GraphModule, name: str) -> Any:
-    """What a ``get_attr`` node stands for."""
-    return operator.attrgetter(name)(graph)
-
-
-def with_any_strides(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph without views, whose arguments may be laid out otherwise once writes are taken out."""
-    for node in graph.graph.nodes:
-        if node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
-    graph.recompile()
-    return graph
-
-
-def without_parameters(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph with weights as constants of its own: on the model's memory, off autograd."""
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = attribute(graph, node.target)
-            if isinstance(value, Tensor):
-                name = node.target.replace(".", "_")
-                delattr(graph, node.target)
-                graph.register_buffer(name, value.detach(), persistent=True)
-                node.target = name
-    graph.recompile()
-    return graph
-
-
-def fold_constants(graph: fx.GraphModule) -> fx.GraphModule:
-    """Compute once what depends on weights alone: folded batch norms, weights by sign, masks."""
-    known: dict[fx.Node, Any] = {}
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            known[node] = attribute(graph, node.target)
-        elif node.op == "call_function" and all(n in known for n in node.all_input_nodes) and is_pure(node):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known[n])  # type: ignore[misc]
-            if writes(node) and node.args[0].op == "get_attr":  # type: ignore[union-attr]
-                continue  # into a weight: not here
-            known[node] = node.target(*args, **kwargs)
-    made = 0
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node not in known or not isinstance(known[node], Tensor):
-            continue
-        if all(user in known for user in node.users):
-            continue  # only what others need is kept
-        name = f"constant_{made}"
-        made += 1
-        graph.register_buffer(name, known[node].detach().clone(), persistent=True)
-        with graph.graph.inserting_before(node):
-            node.replace_all_uses_with(graph.graph.get_attr(name))
-    # what was written into a constant has been, once
-    for node in reversed(list(graph.graph.nodes)):
-        if node in known and not node.users:
-            graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    if left := [node.format_node() for node in graph.graph.nodes if writes(node)]:
-        raise InputError(f"a captured graph must not write into its constants, but this one does: {left[:3]}")
-    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in graph.named_buffers() if name not in used]:
-        delattr(graph, name)
-    graph.recompile()
-    return graph
-
-
-def is_pure(node: fx.Node) -> bool:
-    """Whether a call gives the same whenever it is made."""
-    target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return target is operator.getitem
-    return torch.Tag.nondeterministic_seeded not in target.tags
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether a call writes into an argument."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-# ------------------------------------------------------------------------------------------------ ONNX
 
 
 def convolution_backward(
@@ -119,6 +40,19 @@ def max_pool2d_with_indices_backward(
     """Each winner gets the sum over its windows."""
     flat = torch.zeros_like(x).flatten(2)
     return flat.scatter_add(2, indices.flatten(2), c.flatten(2)).reshape(x.shape)
+
+
+def adaptive_max_pool2d(x: Tensor, size: Any) -> Any:
+    """One window over everything; other sizes stay."""
+    if list(size) != [1, 1]:
+        return NotImplemented
+    values, indices = x.flatten(2).max(-1)
+    return values[:, :, None, None], indices[:, :, None, None]
+
+
+def adaptive_max_pool2d_backward(c: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    """Each winner gets the sum over its windows."""
+    return torch.zeros_like(x).flatten(2).scatter_add(2, indices.flatten(2), c.flatten(2)).reshape(x.shape)
 
 
 def threshold_backward(c: Tensor, x: Tensor, threshold: float) -> Tensor:
@@ -189,6 +123,8 @@ def signbit(x: Tensor) -> Tensor:
 IN_ONNX: dict[Any, Callable[..., Any]] = {
     aten.convolution_backward.default: convolution_backward,
     aten.max_pool2d_with_indices_backward.default: max_pool2d_with_indices_backward,
+    aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
+    aten.adaptive_max_pool2d_backward.default: adaptive_max_pool2d_backward,
     aten.threshold_backward.default: threshold_backward,
     aten.copysign.Tensor: copysign,
     aten.signbit.default: signbit,
@@ -227,11 +163,17 @@ def to_onnx(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the exporter, about torch's own insides
             plain = without_parameters(make_fx(graph, decomposition_table=IN_ONNX)(*arguments))
             program = torch.export.export(plain, arguments, strict=False)
             written = torch.onnx.export(
-                program, dynamo=True, input_names=list(input_names), output_names=list(output_names), verbose=False
+                program,
+                dynamo=True,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                verbose=False,
+                optimize=False,  # the exporter's optimizer takes a sum with 1e-12, which guards a division, for nothing
             )
     except (RuntimeError, NotImplementedError, torch.onnx.OnnxExporterError) as error:
         said = " ".join(str(root_of(error)).split())
