@@ -350,6 +350,11 @@ class Integers:
     def trail(self, t: Any) -> Trail | None:
         return self.follower.trail(t)
 
+    def path(self, t: Any) -> Tensor | None:
+        """The trail itself; None for what has none. (Of a call with a lost trail no handler is asked.)"""
+        known = self.follower.trail(t)
+        return None if known is None else known.path
+
     def run(self) -> Any:
         """The call as the model made it."""
         return plainly(self.func, self.args, self.kwargs)
@@ -419,8 +424,8 @@ def moved(call: Integers) -> Any:
             return t
         if target is not None and t is target:
             return like(example, t.shape) if before is None or before.path is None else before.path.clone()
-        known = call.trail(t)
-        return t.to(example.dtype) if known is None or known.path is None else known.path
+        path = call.path(t)
+        return t.to(example.dtype) if path is None else path
 
     args = [each(a, path_of) if k in positions else a for k, a in enumerate(call.args)]
     kwargs = {k: each(v, path_of) if k in names else v for k, v in call.kwargs.items() if k != "dtype"}
@@ -450,23 +455,16 @@ def element_by_element(call: Integers) -> Any:
 
 
 @follows("cast")
-def cast(call: Integers) -> Any:
-    """To another type: a float one makes numbers of integers."""
-    out = call.run()
-    t = call.args[0]
-    if not isinstance(out, Tensor) or out.dtype == torch.bool:
-        return out
-    if out.is_floating_point() or out.is_complex():
-        return call.follower.as_numbers(t, out.dtype, call.name) if t.dtype != out.dtype else out
-    known = call.trail(t)
-    return out if known is None else call.put(out, known.path, known.counts)
-
-
 @follows("same")
-def same(call: Integers) -> Any:
-    """``detach()``, ``.data``: the very integers."""
-    out, known = call.run(), call.trail(call.args[0])
-    return out if known is None else call.put(out, known.path, known.counts)
+def cast(call: Integers) -> Any:
+    """To another type: a float one makes numbers of integers. ``detach()`` and ``.data`` give the very integers."""
+    out, t = call.run(), call.args[0]
+    known = call.trail(t)
+    if not isinstance(out, Tensor) or known is None or (out.dtype == torch.bool != t.dtype):
+        return out
+    if out.dtype != t.dtype and (out.is_floating_point() or out.is_complex()):
+        return call.follower.as_numbers(t, out.dtype, call.name)
+    return call.put(out, known.path, known.counts)
 
 
 @follows("looked up")
@@ -483,29 +481,26 @@ def looked_up(call: Integers) -> Any:
 
 
 def embedded(call: Integers, out: Tensor) -> Tensor | None:
-    known = call.trail(call.arg(0, "input")) or call.trail(call.arg(1, "weight"))
-    return known.path.unsqueeze(-1) if known is not None and known.path is not None else None
+    path = call.path(call.arg(0, "input"))
+    path = call.path(call.arg(1, "weight")) if path is None else path
+    return None if path is None else path.unsqueeze(-1)
 
 
 def selected(call: Integers, out: Tensor) -> Tensor | None:
     """``table.index_select(dim, ids)``."""
-    known = call.trail(call.arg(2, "index"))
-    if known is None or known.path is None:
-        return None
+    path = call.path(call.arg(2, "index"))
     after = out.dim() - 1 - int(call.arg(1, "dim")) % out.dim()
-    return known.path.reshape(-1, *(1,) * after)
+    return None if path is None else path.reshape(-1, *(1,) * after)
 
 
 def gathered(call: Integers, out: Tensor) -> Tensor | None:
     """``table.gather(dim, ids)``: one value per id."""
-    known = call.trail(call.arg(2, "index"))
-    return None if known is None or known.path is None else known.path
+    return call.path(call.arg(2, "index"))
 
 
 def taken(call: Integers, out: Tensor) -> Tensor | None:
     """``table.take(ids)``, ``take_along_dim(table, ids, dim)``."""
-    known = call.trail(call.arg(1, "indices", call.kwargs.get("index")))
-    return None if known is None or known.path is None else known.path
+    return call.path(call.arg(1, "indices", call.kwargs.get("index")))
 
 
 def indexed(call: Integers, out: Tensor) -> Tensor | None:
@@ -513,7 +508,7 @@ def indexed(call: Integers, out: Tensor) -> Tensor | None:
     table, index = call.args[0], call.args[1]
     items = list(index) if isinstance(index, tuple) else [index]
     tensors = [i for i in items if isinstance(i, Tensor)]
-    paths = [t.path for i in tensors if (t := call.trail(i)) is not None and t.path is not None]
+    paths = [path for i in tensors if (path := call.path(i)) is not None]
     if not paths or any(i.dtype == torch.bool for i in tensors) or any(isinstance(i, list) for i in items):
         return None
     shape = torch.broadcast_shapes(*(i.shape for i in tensors))
@@ -587,10 +582,8 @@ def scattered_path(call: Integers) -> Tensor | None:
 @follows("one hot")
 def one_hot(call: Integers) -> Any:
     """Ids as one-hot vectors: integers, but counts, no names."""
-    out, known = call.run(), call.trail(call.arg(0, "input", call.kwargs.get("tensor")))
-    if known is None or known.path is None:
-        return unfollowed(call)
-    return call.put(out, known.path.unsqueeze(-1).expand(out.shape), counts=True)
+    out, path = call.run(), call.path(call.arg(0, "input", call.kwargs.get("tensor")))
+    return unfollowed(call) if path is None else call.put(out, path.unsqueeze(-1).expand(out.shape), counts=True)
 
 
 @follows("compared")
@@ -598,23 +591,21 @@ def compared(call: Integers) -> Any:
     """``ids == k`` is a mask; against all classes at once, ``ids[:, None] == arange(n)``, it is a one-hot vector."""
     out = call.run()
     sides = [call.arg(0, "input"), call.arg(1, "other")]
-    trails = [t for s in sides if (t := call.trail(s)) is not None]
-    if len(trails) == 1 and trails[0].path is not None and isinstance(out, Tensor):
-        path = trails[0].path
-        if not call.writes and out.numel() > path.numel() and isinstance(sides[0], Tensor | int):
-            return call.put(out, path.expand(out.shape), counts=True)
+    paths = [path for s in sides if (path := call.path(s)) is not None]
+    if len(paths) == 1 and isinstance(out, Tensor) and not call.writes and isinstance(sides[0], Tensor | int):
+        if out.numel() > paths[0].numel():
+            return call.put(out, paths[0].expand(out.shape), counts=True)
     return out
 
 
 @follows("counted")
 def counted(call: Integers) -> Any:
     """``bincount(ids)``: an id's share is one of its count."""
-    out, known = call.run(), call.trail(call.arg(0, "input"))
-    if known is None or known.path is None or call.arg(1, "weights") is not None:
+    out, path = call.run(), call.path(call.arg(0, "input"))
+    if path is None or call.arg(1, "weights") is not None:
         return unfollowed(call)
     ids = call.arg(0, "input").long()
-    share = known.path / out[ids]
-    return call.put(out, like(known.path, out.shape).scatter_add(0, ids, share), counts=True)
+    return call.put(out, like(path, out.shape).scatter_add(0, ids, path / out[ids]), counts=True)
 
 
 @follows("reduced")

@@ -208,6 +208,7 @@ LOOKUPS = {
     "one_hot, moved": lambda s, i: F.one_hot(i, 40).permute(0, 2, 1).type(torch.float64).mT @ s.emb.weight,
     "eye[ids]": lambda s, i: F.linear(torch.eye(40, dtype=torch.float64)[i], s.emb.weight.t()),
     "compared": lambda s, i: (i[..., None] == torch.arange(40)).double() @ s.emb.weight,
+    "compared, as a mask": lambda s, i: (i[..., None] == torch.arange(40)).to("cpu").bool().double() @ s.emb.weight,
     "scatter one-hot": lambda s, i: (
         torch.zeros(2, 3, 40, dtype=torch.float64).scatter_(2, i[..., None], 1.0) @ s.emb.weight
     ),
