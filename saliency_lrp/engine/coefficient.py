@@ -26,7 +26,7 @@ from ..rules.arithmetic import GUARD, divide, measured_over, working
 from ..sites.call import Call
 from ..sites.site import OUTPUT, Site
 from ..sites.tag import Tag, tag_of
-from .nodes import LateSoftmax, NoCoefficient, Normalized, Ratio, Scaled, Stabilized, ToRelevance
+from .nodes import LateSoftmax, NoCoefficient, Normalized, Ratio, Scaled, ScaledOperand, Stabilized, ToRelevance
 from .reference import ReferenceForm, depth_of_result
 
 #: Runs a call in a way of its own; or None, where the site becomes a node that goes through relevance itself.
@@ -488,11 +488,14 @@ def attention(form: CoefficientForm, call: Call, site: Any, tensors: list[Tensor
         t = call.arg(k, name)
         if t.requires_grad:
             gets = share and any(t is a for a in tensors)
-            t = t.detach() if not gets else t if share == common else Scaled.make(t, share / common)
+            t = t.detach() if not gets else t if share == common else ScaledOperand.make(t, share / common)
         operands.append(t)
     rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
     out = call.func(*operands, *held(call.args[3:], []), **held_by_name(rest, []))
-    return out if common == 1 else Scaled.make(out, common)
+    if common != 1:
+        # not by a node: the kernel keeps its output, and autograd must see the model write into that
+        out.register_hook(lambda c: c * common)
+    return out
 
 
 def has_coefficient(rule: Rule) -> bool:

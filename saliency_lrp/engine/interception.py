@@ -382,8 +382,8 @@ class Interceptor(CallMode):
         gate, nonnegative = call.gate(), call.nonnegative()
         tags = [getattr(a, TAG) for a in call.activations]
         depth, final = max((t.depth for t in tags), default=0), all(t.final for t in tags)
-        counted = tags[1:] if call.inplace and len(tags) > 1 and call.says("replaces") else tags
-        normed = bool(tags) and all(can_be_normed(t) for t in counted)
+        # what is written into is made of parts: one that may be normed makes the whole so
+        normed = bool(tags) and (any if call.inplace else all)(can_be_normed(t) for t in tags)
         written = (call.args[0],) if call.inplace else ()
         if written:
             self.wrote(call.args[0], depth)

@@ -58,6 +58,15 @@ class Scaled(Plain):
         return c * ctx.share, None
 
 
+class ScaledOperand(Scaled):
+    """The same of a tensor that only a kernel reads: autograd sees it where the model writes into the original later."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.detach()
+
+
 class Ratio(Plain):
     """Relevance passes a one-to-one function as it is: ``c_in = c · f(x) / x``.
 

@@ -22,7 +22,6 @@ matrix_product ``a @ b`` of its first two arguments
 several        it returns more than one tensor
 views          the results are several views of one tensor
 diagonal       the values stand on the diagonal of a matrix (the last two axes) of zeros
-replaces       nothing is left of what the first operand was
 random         it draws random numbers
 statistic      relevance seldom passes it: it is a step of a statistic, or its result a gate
 ============== ====================================================================================================
@@ -429,8 +428,7 @@ rows("routing", "unsafe_split unsafe_chunk block_diag cartesian_prod", MOVES, ga
 rows("routing", "__getitem__ select narrow index index_select gather take", MOVES, gate=AS_INPUT)
 rows("routing", "take_along_dim masked_select", MOVES, gate=AS_INPUT)
 rows("placing", "index_copy", MOVES, gate=AS_INPUT)
-rows("routing", "copy", MOVES + " replaces", gate=AS_INPUT)
-rows("routing", "masked_scatter slice_scatter select_scatter", MOVES, gate=AS_INPUT)
+rows("routing", "masked_scatter slice_scatter select_scatter copy", MOVES, gate=AS_INPUT)
 rows("routing", "diagonal_scatter zero tril triu diagonal", MOVES, gate=AS_INPUT)
 rows("routing", "diag diagflat", MOVES, diagonal=makes_a_matrix, gate=AS_INPUT)
 rows("routing", "diag_embed", MOVES, diagonal=on_the_main_diagonal, gate=AS_INPUT)

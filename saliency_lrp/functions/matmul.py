@@ -139,7 +139,8 @@ def einsum(call: Call) -> Any:
     (k,) = active
     others = [o.detach() if isinstance(o, Tensor) else o for o in operands]
     if len(operands) == 1:
-        return call.node(CompleteSum(call))
+        order = as_permutation(equation, operands[0].dim())
+        return call.node(CompleteSum(call)) if order is None else call.reroute(operands[0].permute, order)
     # with several constants, the first one plays the weight and the others are part of the map
     first = next(j for j in range(len(operands)) if j != k)
 
@@ -167,6 +168,15 @@ def axes_of_a_product(equation: Any, operands: Sequence[Tensor]) -> Axes | None:
     target = axes_of(result, len(result.replace("...", "")) + dots)
     repeats = any(len(set(axes)) != len(axes) for axes in (*own, target))
     return None if repeats or any(not set(axes) <= set(target) for axes in own) else [*own, target]
+
+
+def as_permutation(equation: Any, dim: int) -> list[int] | None:
+    """The order of axes that an einsum of one operand gives, where it only moves them: a view, as ``permute`` is."""
+    if not isinstance(equation, str) or "->" not in equation:
+        return None
+    own, target = (axes_of(term, dim) for term in equation.replace(" ", "").split("->"))
+    moves = len(set(own)) == len(own) == len(target) and set(own) == set(target)
+    return [own.index(axis) for axis in target] if moves else None
 
 
 def axes_of(term: str, dim: int) -> list[str | int]:

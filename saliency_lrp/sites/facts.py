@@ -34,7 +34,6 @@ class Facts:
     several: Claim = False
     views: Claim = False
     diagonal: Claim = False
-    replaces: Claim = False
     random: Claim = False
     statistic: Claim = False
     gate: int | Callable[[Call], int] = PLAIN
