@@ -59,7 +59,7 @@ class Scaled(Plain):
 
 
 class ScaledOperand(Scaled):
-    """The same of a tensor that only a kernel reads: autograd sees it where the model writes into the original later."""
+    """The same of a tensor that only a kernel reads: autograd sees the model write into the original."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
