@@ -76,7 +76,8 @@ def gates_of(x: Tensor, y: Tensor) -> frozenset[int]:
 
 def one_to_one(*factors: Tensor) -> bool:
     """Whether no factor is spread over others' axes, as statistics are: the product is an activation spelled out."""
-    return all(t.shape == factors[0].shape and 0 not in t.stride() for t in factors)
+    spread = any(step == 0 and n > 1 for t in factors for step, n in zip(t.stride(), t.shape, strict=True))
+    return not spread and all(t.shape == factors[0].shape for t in factors)
 
 
 @kind("product")
