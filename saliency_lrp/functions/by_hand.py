@@ -373,12 +373,13 @@ def batch_norm_by_hand(call: Call, x: Tensor, chain: Channels) -> Any:
     out = None if chain.layer is None else into_the_layer(call, x, chain, chain.layer)
     if out is not None:
         return out
-    if not (chain.scales and chain.adds) or chain.axis not in (1 - x.dim(), -1):
+    axis = 1 - x.dim() if chain.axis is None and x.shape[1] == 1 else chain.axis  # one channel has no axis of its own
+    if not (chain.scales and chain.adds) or axis not in (1 - x.dim(), -1):
         return None
     source = chain.source
     if source is None or source._version != chain.version:
         return None
-    site = BatchNormSite(call, ByHand(x.shape[chain.axis], chain, x), channel_axis=chain.axis)
+    site = BatchNormSite(call, ByHand(x.shape[axis], chain, x), channel_axis=axis)
     last = tag_of(x)
     if last is not None and isinstance(last.site, BatchNormSite) and isinstance(last.site.own, ByHand):
         last.site.folded_into_next = True  # the same batch norm, as far as it had been read: they count once
