@@ -505,7 +505,7 @@ CLAMPS = frozenset(name for name, row in TABLE.items() if row.rectifier and name
 
 #: How the integers of a trail pass a function (``engine/ids.py``), by the kind of function ...
 WAYS_OF_KINDS = {
-    **dict.fromkeys(("routing", "routing one by one", "transpose"), "moved"),
+    **dict.fromkeys(("routing", "routing one by one", "transpose", "placing"), "moved"),
     **dict.fromkeys(("addition", "product", "quotient"), "by element"),
     "constant": "places",
 }

@@ -62,7 +62,7 @@ def test_the_map_is_right_and_its_figure_has_four_views(net, x, results):
     expected = (net.weight[1] * x[0, 0]).detach().numpy()
     np.testing.assert_allclose(results["grad_x_input"].signed_map, expected, rtol=1e-4, atol=1e-6)
     figure = get_image_saliency_plot(results, cols=2)
-    titles = [axes.get_title() for axes in figure.axes]
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes]  # they wrap
     assert len(titles) == 4 * len(results)
     point = np.unravel_index(np.abs(expected).argmax(), expected.shape)
     names = [f"grad_x_input: {axis} {k}" for axis, k in zip(("depth", "height", "width"), point, strict=True)]
