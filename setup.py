@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "saliency_lrp" / "__init__.py").read_text(), re.M).group(1)
 
 RUNTIME = [
-    "torch>=2.13",  # earlier ones (2.9 was tried) crash where relevance is read inside the model
+    "torch>=2.13",  # earlier ones (2.9 was tried, on Python 3.10) crash where relevance is read inside the model
     "numpy",
     "matplotlib",
     "Pillow",
