@@ -7,9 +7,10 @@ replaced, and its batches are explained again, to the same bits and into the sam
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from .run import DatasetSummary, finish
 
 #: Into how many parts the work is cut, for each worker.
 BLOCKS_PER_WORKER = 64
+#: Ray's own setting; where it is off, as on the systems it is named after, a local cluster stays on loopback.
+OTHER_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class _Worker:
@@ -106,7 +109,28 @@ def connect(ray: Any) -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init()
         else:
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+            with on_loopback():
+                ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Start Ray here, and what it starts listens on 127.0.0.1 alone.
+
+    By itself Ray puts the address that other machines see in the place of 127.0.0.1, and then listens on all.
+    """
+    from ray._private import ray_constants
+
+    before = os.environ.get(OTHER_MACHINES), getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    os.environ[OTHER_MACHINES], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        if before[0] is None:
+            del os.environ[OTHER_MACHINES]
+        else:
+            os.environ[OTHER_MACHINES] = before[0]
 
 
 def _ray() -> Any:

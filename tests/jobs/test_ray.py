@@ -21,6 +21,8 @@ JOB = Path(__file__).with_name("ray_job.py")
 NO_CLUSTER = 75
 #: set for the cluster's processes alone, so that they can be found
 MARK = "SALIENCY_LRP_TEST_CLUSTER"
+#: 127.0.0.1 as /proc/net writes it, alone and in an address of version 6
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F")
 
 
 def processes(mark: str) -> Iterator[int]:
@@ -69,6 +71,8 @@ def test_a_killed_worker_changes_nothing(tmp_path):
         for process in processes(str(tmp_path)):
             os.kill(process, signal.SIGKILL)
     assert marker.exists(), "no worker was killed"
+    (addresses,) = [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("listens on")]
+    assert addresses and set(addresses) <= set(LOOPBACK)
     assert f"{dataset_job.ITEMS} of {dataset_job.ITEMS} explained" in done.stdout
     dataset_job.run(tmp_path / "alone.zarr")
     assert_same(out, tmp_path / "alone.zarr")
