@@ -410,11 +410,11 @@ class Trace:
 
     def _explain(self, starts: list[Start], composite: str | Composite | Rule | None, **how: Any) -> Explanation:
         """One backward pass, by the propagator's composite or another."""
-        self._used = self.composite if composite is None else composites.get(composite)
+        chosen = self.composite if composite is None else composites.get(composite)
         with self._lock:
-            explanation = backward.explain(self.recording, starts, self._used, **how)
-        self._unknown = explanation.unknown
-        self._report = explanation.report or self._report
+            explanation = backward.explain(self.recording, starts, chosen, **how)
+            self._used, self._unknown = chosen, explanation.unknown
+            self._report = explanation.report or self._report
         return explanation
 
     def _at(
