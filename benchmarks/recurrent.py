@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from speed import plain_gradient
 from torch import Tensor, nn
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
@@ -40,17 +41,6 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer(x)[0][:, -1])
-
-
-def gradient(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What everything is measured against."""
-
-    def run(x: Tensor) -> Tensor:
-        x = x.detach().requires_grad_(True)
-        out = model(x)
-        return torch.autograd.grad(out.gather(1, out.argmax(1, keepdim=True)).sum(), x)[0]
-
-    return run
 
 
 def seconds(run: Callable[[Tensor], Tensor], x: Tensor) -> float:
@@ -82,7 +72,7 @@ def main() -> None:
             for size in args.sizes:
                 torch.manual_seed(0)
                 model, x = Classifier(net, size).eval().requires_grad_(False), torch.randn(args.batch, steps, size)
-                runs = [gradient(model), *(LrpExplainer(model, composite=c).explain for c in args.composites)]
+                runs = [plain_gradient(model), *(LrpExplainer(model, composite=c).explain for c in args.composites)]
                 for run in runs:
                     run(x)
                 rounds = [[seconds(run, x) for run in runs] for _ in range(args.rounds)]

@@ -22,6 +22,7 @@ from tests.helpers.nets import fingerprint
 from tests.helpers.tiny import (
     EXACT,
     ZPLUS,
+    Doubled,
     Net,
     close,
     epsilon,
@@ -735,18 +736,8 @@ def test_a_no_grad_block_inside_the_model_is_part_of_it():
     assert torch.is_grad_enabled()
 
 
-class Double(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * g
-
-
 def test_a_custom_autograd_function_is_reported():
-    model, x = Net(lambda s, x: s.b(Double.apply(s.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2)), noise(2, 3)
+    model, x = Net(lambda s, x: s.b(Doubled.apply(s.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2)), noise(2, 3)
     trace = RelevancePropagator(model, EXACT).trace(x)
     assert any("Double" in w for w in trace.warnings())
     assert any("Double" in w for w in trace.report().warnings)
@@ -757,7 +748,7 @@ def test_a_custom_autograd_function_is_reported():
 
 
 def test_a_custom_autograd_function_on_the_very_input_is_reported():
-    model, x = Net(lambda s, x: s.b(Double.apply(x)), b=nn.Linear(3, 2)), noise(2, 3)
+    model, x = Net(lambda s, x: s.b(Doubled.apply(x)), b=nn.Linear(3, 2)), noise(2, 3)
     trace = RelevancePropagator(model, EXACT).trace(x)
     assert any("Double" in w for w in trace.warnings())
     assert trace.relevance(0).abs().sum() > 0

@@ -23,6 +23,7 @@ from saliency_lrp.functions.facts import TABLE
 from saliency_lrp.functions.routing import constant, routing
 from saliency_lrp.functions.sums import sum_like
 from saliency_lrp.propagator import RelevancePropagator
+from tests.helpers.tiny import Doubled
 
 aten = torch.ops.aten
 EXACT = rules.Epsilon(1e-14)
@@ -825,18 +826,6 @@ def test_a_registered_function_is_known(monkeypatch):
     finally:
         del HANDLERS["i0"]
         functions.registry.LOOKED_UP.clear()
-
-
-class Doubled(torch.autograd.Function):
-    """Somebody's own autograd function."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * g
 
 
 class Summed(torch.autograd.Function):
